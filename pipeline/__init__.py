@@ -1,0 +1,17 @@
+"""steerability: how strongly, and at which depth, behaviours can be steered in language models.
+
+The flow, one line a module:
+
+    prompts          contrastive prompts from `data/concepts`, validated
+    protocols        a named bundle of choices (template, sites, positions, strengths), read from TOML
+    study            a study file, parsed once into frozen config
+    registry         architecture facts of each model, and how it was trained
+    engine/          torch only: load a model, read activations, make vectors, sweep (works in a notebook)
+    stages/          Ray Data: tokenise -> extract -> reduce -> score -> write
+    warehouse/       Parquet under a manifest, DuckDB views, read-only SQL, tables
+    cli              the `steer` command; `jobs/` shares its entry
+
+The engine imports neither Ray nor DuckDB; the warehouse imports neither torch nor Ray.
+"""
+
+__version__ = "0.1.0"

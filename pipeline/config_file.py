@@ -1,0 +1,75 @@
+"""TOML read into frozen, strict config objects, with errors a user can act on.
+
+Flows in: a TOML file and the pydantic model it must fit. Flows out: the model's instance, or one
+StudyError that names the file, the key, the value and the fix. Every config file (study, protocol,
+registry) is read through here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.errors import StudyError
+
+
+class StrictConfig(BaseModel):
+    """Base of all config objects: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+C = TypeVar("C", bound=StrictConfig)
+
+
+def read_toml(file: Path) -> dict[str, Any]:
+    """Parse `file`. Raises StudyError for a missing file or a syntax error (with its line)."""
+    try:
+        with file.open("rb") as stream:
+            return tomllib.load(stream)
+    except FileNotFoundError:
+        raise StudyError(f"{file}: no such file; give the path of a .toml file") from None
+    except IsADirectoryError:
+        raise StudyError(f"{file} is a folder; give the path of a .toml file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise StudyError(f"{file} is not valid TOML: {error}") from error
+
+
+def parse_config(kind: type[C], values: dict[str, Any], where: str) -> C:
+    """`kind` from `values`; StudyError lists every wrong key of `where`, each with its fix."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        lines = [f"{where}: {_explain(kind, problem)}" for problem in error.errors()]
+        raise StudyError("\n".join(lines)) from None
+
+
+def _explain(kind: type[BaseModel], problem: Any) -> str:
+    location = problem["loc"]
+    key = ".".join(str(part) for part in location)
+    if problem["type"] == "extra_forbidden":
+        known = _keys_at(kind, location[:-1])
+        close = difflib.get_close_matches(str(location[-1]), known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+        return f"unknown key {key!r}; {hint}"
+    if problem["type"] == "missing":
+        return f"key {key!r} is missing; add it"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"key {key!r} is {problem['input']!r}: {message}" if key else message
+
+
+def _keys_at(kind: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = kind.model_fields[part].annotation
+        options = [annotation, *get_args(annotation)]
+        nested = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+        if not nested:
+            return []
+        kind = nested[0]
+    return sorted(kind.model_fields)

@@ -1,0 +1,45 @@
+"""The engine: everything that needs a model, and nothing that needs Ray or DuckDB.
+
+    architecture     sizes and parameter counts, from a config
+    checkpoint       a checkpoint folder, checked without loading it
+    model            a checkpoint loaded on one device, or as a DeepSpeed-Inference replica
+    tokens           prompts through the chat template; answers that are one token, checked in context
+    stream           the residual stream: the one place where it is read and written
+    extract          activations at the read position, both sides of each pair
+    moments          count, mean and M2 of activations, mergeable
+    vectors          steering vectors, their files, random controls
+    readout          answer logits and log-sum-exp in float32
+    sweep            all layers and strengths in one branching forward, and the naive reference
+
+In a notebook:
+
+    from pipeline.engine import compute_vectors, load_model, steering, sweep_prompts
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_EXPORTS = {
+    "load_model": "model",
+    "Model": "model",
+    "PromptEncoder": "tokens",
+    "record": "stream",
+    "steering": "stream",
+    "read_activations": "extract",
+    "compute_vectors": "extract",
+    "SteeringVectors": "vectors",
+    "sweep": "sweep",
+    "sweep_prompts": "sweep",
+}
+
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use, so that nothing heavy is loaded before it is needed."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)

@@ -1,0 +1,97 @@
+"""What a model's config says about it: sizes, parameter counts, dense or mixture-of-experts.
+
+Flows in: the parsed config.json of a Qwen3 checkpoint. Flows out: `ArchitectureFacts`, never typed by hand.
+
+Legend: L blocks, H hidden, V vocabulary, E experts, K experts a token uses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pipeline.errors import CheckpointError
+
+SUPPORTED_MODEL_TYPES = frozenset({"qwen3", "qwen3_moe"})
+
+
+@dataclass(frozen=True)
+class ArchitectureFacts:
+    """Sizes of one model. Counts are parameters, not bytes; tied embeddings are counted once.
+
+    `num_active_params` are those one token's forward multiplies with: all of a dense model, and of a
+    mixture-of-experts model everything but the experts a token is not routed to (embeddings included, as
+    the published "A22B" counts them).
+    """
+
+    architecture: Literal["dense", "moe"]
+    num_layers: int
+    hidden_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    max_positions: int
+    num_experts: int  # 0 for dense
+    num_experts_per_token: int  # 0 for dense
+    tied_embeddings: bool
+    num_params: int
+    num_active_params: int
+    num_expert_params: int  # parameters that lie in experts, 0 for dense
+
+
+def architecture_facts(config: dict[str, Any], where: str = "config.json") -> ArchitectureFacts:
+    """Facts of a Qwen3 (`qwen3`, `qwen3_moe`) config.
+
+    Raises CheckpointError, naming `where` and the key, when the config lacks a size or is of another family.
+    """
+    if config.get("model_type") not in SUPPORTED_MODEL_TYPES:
+        raise CheckpointError(f"{where}: model_type {config.get('model_type')!r} is not supported")
+
+    def size(key: str, default: int | None = None) -> int:
+        value = config.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise CheckpointError(f"{where}: key {key!r} is {value!r}, needs a positive integer")
+        return value
+
+    num_layers, hidden, vocab = size("num_hidden_layers"), size("hidden_size"), size("vocab_size")
+    heads = size("num_attention_heads")
+    kv_heads = size("num_key_value_heads", heads)
+    head_dim = size("head_dim", max(1, hidden // heads))
+    tied = bool(config.get("tie_word_embeddings", False))
+    bias = bool(config.get("attention_bias", False))
+
+    attention = 2 * hidden * head_dim * (heads + kv_heads)  # q, o and k, v
+    attention += (head_dim * (heads + 2 * kv_heads) + hidden) if bias else 0
+    norms = 2 * head_dim + 2 * hidden  # q_norm, k_norm; input and post-attention
+    per_block = attention + norms
+    dense_mlp = 3 * hidden * size("intermediate_size")
+
+    if config["model_type"] == "qwen3_moe":
+        # transformers 5 saves the count as num_local_experts; the published configs say num_experts
+        experts, used = size("num_experts", config.get("num_local_experts")), size("num_experts_per_tok")
+        expert = 3 * hidden * size("moe_intermediate_size")
+        step = size("decoder_sparse_step", 1)
+        dense_blocks = set(config.get("mlp_only_layers") or [])
+        sparse = sum(1 for i in range(num_layers) if i not in dense_blocks and (i + 1) % step == 0)
+    else:
+        experts = used = expert = sparse = 0
+
+    embeddings = vocab * hidden * (1 if tied else 2)
+    shared = num_layers * per_block + hidden + embeddings + (num_layers - sparse) * dense_mlp + sparse * hidden * experts
+    return ArchitectureFacts(
+        architecture="moe" if sparse else "dense",
+        num_layers=num_layers,
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        vocab_size=vocab,
+        max_positions=size("max_position_embeddings"),
+        num_experts=experts,
+        num_experts_per_token=used,
+        tied_embeddings=tied,
+        num_params=shared + sparse * experts * expert,
+        num_active_params=shared + sparse * used * expert,
+        num_expert_params=sparse * experts * expert,
+    )

@@ -1,0 +1,141 @@
+"""The residual stream: the one place where it is read and written.
+
+Flows in: a model and a function for some boundaries. Flows out: during a forward, the function sees (and
+may replace) the stream at each boundary.
+
+A *boundary* b in 0..L is the stream between blocks: b = 0 enters block 0, b = L leaves the last block,
+before the final norm. `resid_pre[i]` is boundary i, `resid_post[i]` is boundary i + 1, so the two sites name
+the same tensors, and reading and steering at a site meet at one hook: the pre-hook of the module that
+consumes the stream there (block b, or the final norm for b = L). A pre-hook sees the bare stream whatever a
+block returns (a tensor in transformers 5, a tuple before).
+
+Legend: R rows of a batch, T tokens, H hidden, L blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import InterventionError
+from pipeline.protocols import Positions, Site
+
+if TYPE_CHECKING:
+    from pipeline.engine.model import Model
+
+Visit = Callable[[Tensor], Tensor | None]
+"""Takes the stream [R, T, H] at a boundary; returns its replacement (any number of rows), or None."""
+
+
+def boundary(site: Site, layer: int, num_layers: int) -> int:
+    """The boundary of `site` at `layer` (0-based). Raises InterventionError for a layer that is not there."""
+    if not 0 <= layer < num_layers:
+        raise InterventionError(f"layer {layer} is not in the model; it has layers 0 to {num_layers - 1}")
+    return layer if site == "resid_pre" else layer + 1
+
+
+@contextmanager
+def on_stream(model: Model, visits: Mapping[int, Visit]) -> Iterator[None]:
+    """While open, each forward of `model` passes the stream at boundary b through `visits[b]`."""
+    consumers = [*model.blocks, model.final_norm]
+    with ExitStack() as stack:
+        for at, visit in visits.items():
+            handle = consumers[at].register_forward_pre_hook(_pre_hook(visit), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+def _pre_hook(visit: Visit) -> Callable[..., Any]:
+    def hook(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            replaced = visit(args[0])
+            return None if replaced is None else ((replaced, *args[1:]), kwargs)
+        replaced = visit(kwargs["hidden_states"])
+        return None if replaced is None else (args, {**kwargs, "hidden_states": replaced})
+
+    return hook
+
+
+@contextmanager
+def record(model: Model, layers: Sequence[int], site: Site = "resid_post") -> Iterator[dict[int, Tensor]]:
+    """While open, the last forward's stream at `site` of each layer, as layer -> [R, T, H] (detached, in the
+    model's dtype)."""
+    seen: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> Visit:
+        def visit(stream: Tensor) -> None:
+            seen[layer] = stream.detach()
+
+        return visit
+
+    with on_stream(model, {boundary(site, layer, model.num_layers): keep(layer) for layer in layers}):
+        yield seen
+
+
+def position_mask(positions: Positions, lengths: Sequence[int], suffix_starts: Sequence[int], width: int) -> Tensor:
+    """Bool [R, width]: True at the tokens that `positions` names in right-padded rows.
+
+    `all` covers the row's own tokens (never its padding), `suffix` those from `suffix_starts` on, `last` the
+    last one. Raises InterventionError when a row has no such token.
+    """
+    ends = torch.tensor(lengths)[:, None]
+    starts = {
+        "all": torch.zeros_like(ends),
+        "suffix": torch.tensor(suffix_starts)[:, None],
+        "last": ends - 1,
+    }[positions]
+    index = torch.arange(width)[None, :]
+    mask = (index >= starts) & (index < ends)
+    empty = (~mask.any(dim=1)).nonzero().flatten().tolist()
+    if empty:
+        raise InterventionError(f"positions {positions!r} touch no token of row {empty[0]}; the prompt is too short")
+    return mask
+
+
+@contextmanager
+def steering(
+    model: Model,
+    vector: Tensor,
+    layer: int,
+    strength: float = 1.0,
+    site: Site = "resid_post",
+    mask: Tensor | None = None,
+) -> Iterator[None]:
+    """While open, every forward (and every step of `generate`) adds `strength * vector` at `site` of `layer`.
+
+    `vector` is [H], any float dtype; it is added in the model's dtype. `mask` is a bool [R, T] of the tokens to
+    touch; without it all tokens are touched, padding and generated ones included.
+
+    Raises InterventionError: a vector of another width or not finite, a mask that touches nothing or does not
+    fit a forward's [R, T] (a key/value cache makes later forwards one token wide), and on leaving when no
+    forward ran inside, because an intervention that did nothing is a mistake.
+    """
+    if tuple(vector.shape) != (model.hidden_size,):
+        raise InterventionError(f"the vector has shape {tuple(vector.shape)}; the model needs ({model.hidden_size},)")
+    if not bool(torch.isfinite(vector).all()):
+        raise InterventionError("the vector holds NaN or infinity; read it again")
+    if mask is not None and not bool(mask.any()):
+        raise InterventionError("the mask touches no position; an intervention that touches nothing is a mistake")
+    calls = 0
+
+    def add(stream: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        change = (strength * vector.to(torch.float32)).to(stream)
+        if mask is None:
+            return stream + change
+        if tuple(mask.shape) != tuple(stream.shape[:2]):
+            raise InterventionError(
+                f"the mask is for {tuple(mask.shape)} (rows, tokens) but this forward has {tuple(stream.shape[:2])}; "
+                "with a key/value cache steer without a mask, or run the forward without a cache"
+            )
+        return stream + change * mask.to(stream.device)[:, :, None]
+
+    with on_stream(model, {boundary(site, layer, model.num_layers): add}):
+        yield
+    if calls == 0:
+        raise InterventionError("no forward of this model ran inside steering(); nothing was steered")

@@ -1,0 +1,50 @@
+"""Every error this project raises on purpose, in one tree.
+
+Flows in: what a stage found wrong. Flows out: one message that names what, where and the fix.
+
+Two families: `UserError` is what the user can mend (a `ValueError`; the command prints its message
+and exits 2 without a traceback); anything else that escapes is ours to mend and keeps its traceback.
+All are picklable with their message alone, so that they cross Ray's process boundaries unchanged.
+"""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """Something the user can mend. The message says what, where, and the fix."""
+
+
+class StudyError(UserError):
+    """A study file, protocol or `--set` override is wrong (file, key, value, fix)."""
+
+
+class PromptError(UserError):
+    """A concept's prompts are wrong (file, line, field, fix)."""
+
+
+class CheckpointError(UserError):
+    """A model checkpoint is missing, corrupt, or of an architecture that is not supported."""
+
+
+class TokenizerError(UserError):
+    """The tokenizer cannot carry the study (answer is not one token, no chat template, ...)."""
+
+
+class ContextLengthError(UserError):
+    """A prompt is longer than the model's context."""
+
+
+class ActivationError(UserError):
+    """Activations or scores are not finite (model, concept, prompt, layer)."""
+
+
+class InterventionError(UserError):
+    """A steering intervention would touch nothing, or does not fit the model."""
+
+
+class WarehouseError(UserError):
+    """The warehouse is unwritable, half-written, of another schema, or lacks what was asked for."""
+
+
+class QueryError(UserError):
+    """SQL that is wrong, or that is not a read-only query over the views."""

@@ -1,0 +1,139 @@
+"""The contracts between stages: every Arrow schema that crosses a stage or reaches the warehouse.
+
+Flows in: nothing. Flows out: `pyarrow` schemas, and `require_columns`, which a stage calls first.
+
+Legend: L = number of decoder blocks, H = hidden size.
+
+Activations cross Ray as plain nested FixedSizeLists (Ray's own tensor type loses its shape in plain
+pyarrow and DuckDB). There is no bf16 in Arrow: activations are always float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+"""Version of the warehouse layout and tables; a warehouse of another version is refused."""
+
+PROMPT_ROWS = pa.schema(
+    [
+        ("concept", pa.string()),
+        ("split", pa.string()),  # train | test
+        ("id", pa.string()),
+        ("question", pa.string()),
+        ("choice_a", pa.string()),
+        ("choice_b", pa.string()),
+        ("matching", pa.string()),  # A | B
+    ]
+)
+"""One row per prompt, as read from `data/concepts`."""
+
+
+def activation_rows(num_layers: int, hidden: int) -> pa.Schema:
+    """One row per pair and side: `activation` is float32 `[num_layers, hidden]`."""
+    return pa.schema(
+        [
+            ("concept", pa.string()),
+            ("pair", pa.string()),
+            ("side", pa.string()),  # matching | other
+            ("activation", pa.list_(pa.list_(pa.float32(), hidden), num_layers)),
+        ]
+    )
+
+
+# --- warehouse tables: what a Parquet file holds (run, model, concept come from the Hive path) -----
+
+RUNS = pa.schema(
+    [
+        ("study", pa.string()),
+        ("protocol", pa.string()),
+        ("origin", pa.string()),  # "steer run", or the import format
+        ("positions", pa.string()),
+        ("strength_unit", pa.string()),  # raw | residual_norm
+        ("started", pa.timestamp("us", tz="UTC")),
+        ("config", pa.string()),  # resolved study, JSON
+        ("versions", pa.string()),  # package versions, JSON
+        ("commit", pa.string()),
+    ]
+)
+"""Partitioned by run; one row."""
+
+MODELS = pa.schema(
+    [
+        ("path", pa.string()),
+        ("architecture", pa.string()),  # dense | moe
+        ("method", pa.string()),  # training lineage: distilled | full_rl | ...
+        ("lineage", pa.string()),  # free text: where the lineage is from
+        ("num_layers", pa.int32()),
+        ("hidden_size", pa.int32()),
+        ("num_params", pa.int64()),
+        ("num_active_params", pa.int64()),
+        ("num_experts", pa.int32()),  # 0 for dense
+        ("dtype", pa.string()),
+        ("fingerprint", pa.string()),
+        ("config", pa.string()),  # the checkpoint's config.json
+    ]
+)
+"""Partitioned by run, model; one row."""
+
+PROMPTS = pa.schema(
+    [
+        ("split", pa.string()),
+        ("prompt", pa.string()),  # id
+        ("question", pa.string()),
+        ("choice_a", pa.string()),
+        ("choice_b", pa.string()),
+        ("matching", pa.string()),
+    ]
+)
+"""Partitioned by run, concept; one row per prompt."""
+
+VECTORS = pa.schema(
+    [
+        ("layer", pa.int32()),
+        ("site", pa.string()),  # resid_pre | resid_post
+        ("vector", pa.list_(pa.float32())),  # [H]
+        ("norm", pa.float64()),  # L2 norm of vector
+        ("residual_norm", pa.float64()),  # mean L2 norm of the residual at the read position, both sides
+        ("standard_error", pa.float64()),  # L2 norm of the component-wise standard error of the mean
+        ("coherence", pa.float64()),  # |mean d|^2 / mean |d|^2 over pair differences d, in [0, 1]
+        ("num_pairs", pa.int64()),
+    ]
+)
+"""Partitioned by run, model, concept; one row per layer."""
+
+SCORES = pa.schema(
+    [
+        ("prompt", pa.string()),
+        ("matching", pa.string()),  # A | B
+        ("layer", pa.int32()),
+        ("strength", pa.float64()),
+        ("positions", pa.string()),
+        ("logit_matching", pa.float32()),
+        ("logit_other", pa.float32()),
+        ("logsumexp", pa.float32()),  # over the whole vocabulary
+    ]
+)
+"""Partitioned by run, model, concept; one row per prompt, layer, strength and positions."""
+
+CONTROL_SCORES = pa.schema([("control", pa.int32()), *SCORES])
+"""As SCORES, steered by random vectors of the same norm; `control` numbers the random vector."""
+
+TABLES: dict[str, tuple[pa.Schema, tuple[str, ...]]] = {
+    "runs": (RUNS, ("run",)),
+    "models": (MODELS, ("run", "model")),
+    "prompts": (PROMPTS, ("run", "concept")),
+    "vectors": (VECTORS, ("run", "model", "concept")),
+    "scores": (SCORES, ("run", "model", "concept")),
+    "control_scores": (CONTROL_SCORES, ("run", "model", "concept")),
+}
+"""Table name -> (schema of its files, its Hive partition keys in path order)."""
+
+
+def require_columns(stage: str, present: Iterable[str], needed: Iterable[str]) -> None:
+    """Raise an AssertionError that names the stage, what is missing and what is present."""
+    have = list(present)
+    missing = [c for c in needed if c not in have]
+    assert not missing, f"stage {stage} needs columns {missing}; present: {have}"

@@ -1,0 +1,98 @@
+"""The branching sweep against its definition, one forward per layer and strength."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline.engine.sweep import SweepGrid, sweep, sweep_naive
+from pipeline.engine.tokens import PromptEncoder
+from pipeline.errors import ActivationError, InterventionError
+
+TEXTS = [
+    "Would you?\n\nChoices:\n (A) yes\n (B) no",
+    "Would you like it if the idea of it were to go on and on?\n\nChoices:\n (A) no\n (B) yes",
+    "Why?\n\nChoices:\n (A) it is the idea\n (B) do not",
+    "Do you?\n\nChoices:\n (A) why\n (B) like",
+    "Do the choices you like say why the idea of it is so?\n\nChoices:\n (A) no no\n (B) yes yes",
+]
+
+
+@pytest.fixture(scope="module")
+def encoder(model):
+    return PromptEncoder(model.tokenizer, "(A", model.max_positions)
+
+
+@pytest.fixture(scope="module")
+def prompts(encoder):
+    return [encoder.prompt(text) for text in TEXTS]
+
+
+def make_directions(model, num=2, seed=0):
+    shape = (num, model.num_layers, model.hidden_size)
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def make_grid(model, positions="all", site="resid_post", strengths=(-1.0, 0.0, 0.5, 1.0)):
+    return SweepGrid(tuple(range(1, model.num_layers)), strengths, site, positions)
+
+
+@pytest.mark.parametrize("positions", ["all", "suffix", "last"])
+@pytest.mark.parametrize("site", ["resid_pre", "resid_post"])
+def test_branching_equals_one_forward_per_layer_and_strength(model, encoder, prompts, positions, site):
+    grid = make_grid(model, positions, site)
+    directions = make_directions(model)
+    fast = sweep(model, prompts, directions, encoder.answer_ids, grid)
+    slow = sweep_naive(model, prompts, directions, encoder.answer_ids, grid, batch=2)
+    np.testing.assert_allclose(fast.logits, slow.logits, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(fast.logsumexp, slow.logsumexp, atol=1e-4, rtol=0)
+    assert np.abs(slow.logits[:, :, :, 0] - slow.logits[:, :, :, 1]).max() > 0.1  # steering did something
+
+
+def test_scores_do_not_depend_on_batch_or_padding(model, encoder, prompts):
+    grid, directions = make_grid(model), make_directions(model)
+    together = sweep(model, prompts, directions, encoder.answer_ids, grid, budget=10**9)
+    alone = sweep(model, prompts, directions, encoder.answer_ids, grid, budget=1)
+    np.testing.assert_allclose(together.logits, alone.logits, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(together.logsumexp, alone.logsumexp, atol=1e-5, rtol=0)
+
+
+def test_every_batch_row_is_steered(model, encoder, prompts):
+    """A hook that indexes a bare tensor's first entry would steer batch row 0 alone."""
+    grid, directions = make_grid(model), make_directions(model)
+    scores = sweep(model, prompts, directions, encoder.answer_ids, grid)
+    moved = np.abs(scores.logits[..., 3, :] - scores.logits[..., 1, :]).max(axis=(1, 2, 3))
+    assert (moved > 1e-2).all()
+
+
+def test_baseline_is_the_unsteered_model_at_every_layer(model, encoder, prompts):
+    grid, directions = make_grid(model), make_directions(model)
+    scores = sweep(model, prompts, directions, encoder.answer_ids, grid)
+    still = sweep(model, prompts, np.zeros_like(directions), encoder.answer_ids, grid)
+    np.testing.assert_allclose(scores.logits[:, :, :, 1], still.logits[:, :, :, 3], atol=1e-5)
+
+
+def test_a_single_layer_a_single_strength_and_the_last_layer_alone_work(model, encoder, prompts):
+    last = model.num_layers - 1
+    directions = make_directions(model, num=1)
+    whole = sweep(model, prompts, directions, encoder.answer_ids, make_grid(model))
+    one = sweep(
+        model, prompts, directions, encoder.answer_ids, SweepGrid((last,), (1.0,), "resid_post", "all")
+    )
+    np.testing.assert_allclose(one.logits[:, :, 0, 0], whole.logits[:, :, -1, 3], atol=1e-5)
+
+
+def test_directions_that_do_not_fit_or_are_not_finite_are_refused(model, encoder, prompts):
+    directions = make_directions(model)
+    with pytest.raises(InterventionError, match="shape"):
+        sweep(model, prompts, directions[:, :, :-1], encoder.answer_ids, make_grid(model))
+    directions[0, 2, 3] = np.nan
+    with pytest.raises(InterventionError, match="NaN"):
+        sweep(model, prompts, directions, encoder.answer_ids, make_grid(model))
+
+
+def test_scores_that_overflow_name_the_prompt_and_layer(model, encoder, prompts):
+    directions = np.full_like(make_directions(model), 1e38)
+    grid = make_grid(model, strengths=(0.0, 10.0))
+    with pytest.raises(ActivationError, match=r"prompt-\d.*layer \d, strength 10"):
+        sweep(model, prompts, directions, encoder.answer_ids, grid, names=[f"prompt-{i}" for i in range(5)])
