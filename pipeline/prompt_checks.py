@@ -529,9 +529,7 @@ def check_concept(concept: str, files: dict[str, Path]) -> tuple[Measures, list[
         question_test=letter_accuracy(train, test, question_features),
         question_cross_validated=cross_validated(train or every, question_features),
     )
-    file = (
-        display(next(iter(files.values())).parent) if len(files) > 1 else display(next(iter(files.values())))
-    )
+    file = display(next(iter(files.values())).parent) if len(files) > 1 else display(next(iter(files.values())))
     return measures, [*findings, *close_findings, *_bias_findings(measures, file)]
 
 
@@ -546,9 +544,7 @@ def check_path(path: str | Path) -> CheckReport:
     given = Path(path).expanduser()
     if given.is_file():
         if given.suffix != ".jsonl":
-            raise PromptError(
-                f"{display(given)}: is no prompt file; give a .jsonl file or a concept's folder"
-            )
+            raise PromptError(f"{display(given)}: is no prompt file; give a .jsonl file or a concept's folder")
         measures, findings = check_concept(given.resolve().parent.name, {given.stem: given})
         return CheckReport(display(given), [measures], findings)
     if not given.exists():

@@ -154,9 +154,7 @@ def parse_row(line: str, concept: str, split: str, file: str | Path, line_number
         fault("matching", f"is {_shown(record['matching'])}", 'write "A" or "B", the bare letter')
     if faults:
         return refused()
-    prompt = Prompt(
-        concept, split, record["id"], record["question"], (choices[0], choices[1]), record["matching"]
-    )
+    prompt = Prompt(concept, split, record["id"], record["question"], (choices[0], choices[1]), record["matching"])
     return Row(line_number, prompt, ())
 
 

@@ -17,18 +17,31 @@ import pyarrow as pa
 SCHEMA_VERSION = 1
 """Version of the warehouse layout and tables; a warehouse of another version is refused."""
 
-PROMPT_ROWS = pa.schema(
+PROMPT_COLUMNS = ("id", "question", "choices", "matching", "path")
+"""One row per prompt, as Ray Data reads `data/concepts/<concept>/<split>.jsonl`; `path` says which file."""
+
+PAIR_ROWS = pa.schema(
     [
         ("concept", pa.string()),
-        ("split", pa.string()),  # train | test
-        ("id", pa.string()),
-        ("question", pa.string()),
-        ("choice_a", pa.string()),
-        ("choice_b", pa.string()),
-        ("matching", pa.string()),  # A | B
+        ("pair", pa.string()),
+        ("ids_matching", pa.list_(pa.int32())),  # prompt and matching answer
+        ("read_matching", pa.int32()),  # index that is read
+        ("ids_other", pa.list_(pa.int32())),
+        ("read_other", pa.int32()),
     ]
 )
-"""One row per prompt, as read from `data/concepts`."""
+"""One row per tokenised contrastive pair."""
+
+TOKEN_ROWS = pa.schema(
+    [
+        ("concept", pa.string()),
+        ("prompt", pa.string()),
+        ("matching", pa.string()),  # A | B
+        ("ids", pa.list_(pa.int32())),
+        ("suffix_start", pa.int32()),
+    ]
+)
+"""One row per tokenised test prompt."""
 
 
 def activation_rows(num_layers: int, hidden: int) -> pa.Schema:
@@ -38,9 +51,54 @@ def activation_rows(num_layers: int, hidden: int) -> pa.Schema:
             ("concept", pa.string()),
             ("pair", pa.string()),
             ("side", pa.string()),  # matching | other
-            ("activation", pa.list_(pa.list_(pa.float32(), hidden), num_layers)),
+            ("activation", nested(pa.float32(), num_layers, hidden)),
         ]
     )
+
+
+def moment_rows(num_layers: int, hidden: int) -> pa.Schema:
+    """One row per concept and block of pairs: moments of the pair differences and of the residual norms.
+
+    A side whose partner lies in another block travels on its own: `pair` and `side` are set, `mean` is its
+    activation.
+    """
+    return pa.schema(
+        [
+            ("concept", pa.string()),
+            ("pair", pa.string()),
+            ("side", pa.string()),
+            ("count", pa.int64()),
+            ("mean", nested(pa.float64(), num_layers, hidden)),
+            ("m2", nested(pa.float64(), num_layers, hidden)),
+            ("norm_count", pa.int64()),
+            ("norm_mean", nested(pa.float64(), num_layers)),
+            ("norm_m2", nested(pa.float64(), num_layers)),
+        ]
+    )
+
+
+SCORE_ROWS_PARTITION = ("concept", "control")
+"""Columns that stage rows carry beside those of SCORES; they choose the partition and the table."""
+
+FILE_ROWS = pa.schema(
+    [
+        ("concept", pa.string()),
+        ("table", pa.string()),
+        ("path", pa.string()),  # relative to the warehouse
+        ("num_rows", pa.int64()),
+        ("num_bytes", pa.int64()),
+        ("sha256", pa.string()),
+        ("num_prompts", pa.int64()),
+    ]
+)
+"""One row per Parquet file that a writer finished; nothing is visible until it is published."""
+
+
+def nested(value: pa.DataType, *shape: int) -> pa.DataType:
+    """FixedSizeList of FixedSizeLists: the type of a tensor of `shape` with elements of type `value`."""
+    for size in reversed(shape):
+        value = pa.list_(value, size)
+    return value
 
 
 # --- warehouse tables: what a Parquet file holds (run, model, concept come from the Hive path) -----

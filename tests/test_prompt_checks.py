@@ -316,8 +316,7 @@ def test_the_figures_in_the_concepts_readme_are_those_measured() -> None:
     measured = [check_path(find_concept(name).folder).concepts[0] for name in REQUIRED]
     figures = {
         "greatest Jaccard, question words (limit 0.70)": [
-            f"{max(region['question words'].similarity for region in m.closest.values()):.2f}"
-            for m in measured
+            f"{max(region['question words'].similarity for region in m.closest.values()):.2f}" for m in measured
         ]
     }
     for title, shares in (

@@ -50,9 +50,7 @@ def parse(record: object) -> Prompt:
 
 
 def test_a_good_row_becomes_a_prompt_with_every_field() -> None:
-    assert parse(row(1)) == Prompt(
-        "x", "train", "p1", "What about matter number 1?", ("I do it.", "I leave it."), "A"
-    )
+    assert parse(row(1)) == Prompt("x", "train", "p1", "What about matter number 1?", ("I do it.", "I leave it."), "A")
 
 
 def test_the_model_is_shown_question_blank_line_and_lettered_choices_without_trailing_newline() -> None:
@@ -99,9 +97,7 @@ def test_three_choices_give_the_documented_message() -> None:
         (row(1, matching=["A"]), "matching", 'is ["A"]'),
     ],
 )
-def test_a_malformed_row_is_refused_naming_line_field_and_value(
-    record: object, field: str | None, says: str
-) -> None:
+def test_a_malformed_row_is_refused_naming_line_field_and_value(record: object, field: str | None, says: str) -> None:
     with pytest.raises(PromptError) as caught:
         parse(record)
     message = str(caught.value)
@@ -117,9 +113,7 @@ def test_prompt_errors_cross_process_boundaries() -> None:
 
 
 def test_splits_are_read_in_order_blank_lines_and_byte_order_mark_ignored(tmp_path: Path) -> None:
-    concept = write_concept(
-        tmp_path / "c", [f"\ufeff{json.dumps(row(1))}", "", "  ", row(2), ""], [row(3), row(4)]
-    )
+    concept = write_concept(tmp_path / "c", [f"\ufeff{json.dumps(row(1))}", "", "  ", row(2), ""], [row(3), row(4)])
     assert [p.id for p in read_split(concept, "train")] == ["p1", "p2"]
     assert [p.id for p in iter_split(concept, "test")] == ["p3", "p4"]
     train, test = read_concept(concept)

@@ -78,7 +78,9 @@ def architecture_facts(config: dict[str, Any], where: str = "config.json") -> Ar
         experts = used = expert = sparse = 0
 
     embeddings = vocab * hidden * (1 if tied else 2)
-    shared = num_layers * per_block + hidden + embeddings + (num_layers - sparse) * dense_mlp + sparse * hidden * experts
+    shared = (
+        num_layers * per_block + hidden + embeddings + (num_layers - sparse) * dense_mlp + sparse * hidden * experts
+    )
     return ArchitectureFacts(
         architecture="moe" if sparse else "dense",
         num_layers=num_layers,

@@ -163,9 +163,7 @@ def _read_header(shard: Path, digest: hashlib._Hash) -> dict[str, tuple[str, tup
             raise CheckpointError(f"{broken}: its header is unreadable ({error}); fetch the file again") from error
         expected = 8 + length + max((end for _, _, end in tensors.values()), default=0)
         if size != expected:
-            raise CheckpointError(
-                f"{broken}: {size} bytes where its header asks for {expected}; fetch the file again"
-            )
+            raise CheckpointError(f"{broken}: {size} bytes where its header asks for {expected}; fetch the file again")
         digest.update(raw)
         digest.update(str(size).encode())
         body = size - 8 - length

@@ -19,7 +19,7 @@ from torch import Tensor
 from pipeline.engine.batching import micro_batches, token_budget
 from pipeline.engine.model import Model, pad_right
 from pipeline.engine.moments import Moments
-from pipeline.engine.stream import boundary, on_stream
+from pipeline.engine.stream import Visit, boundary, on_stream
 from pipeline.engine.tokens import EncodedAnswer, PromptEncoder
 from pipeline.engine.vectors import SteeringVectors, VectorOrigin
 from pipeline.errors import ActivationError
@@ -46,7 +46,7 @@ def read_activations(
         index = torch.arange(len(group), device=model.device)
         taken: dict[int, Tensor] = {}
 
-        def take(layer: int, taken: dict[int, Tensor] = taken, index: Tensor = index, read: Tensor = read):
+        def take(layer: int, taken: dict[int, Tensor] = taken, index: Tensor = index, read: Tensor = read) -> Visit:
             def visit(stream: Tensor) -> None:
                 taken[layer] = stream[index, read].to(torch.float32)
 

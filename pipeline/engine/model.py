@@ -41,8 +41,9 @@ class Model:
         return self.hf.model.norm
 
     @property
-    def head(self) -> nn.Module:
-        return self.hf.lm_head
+    def head_weight(self) -> Tensor:
+        """The output embedding, [vocabulary, hidden]."""
+        return self.hf.lm_head.weight
 
     @property
     def num_layers(self) -> int:
@@ -74,9 +75,7 @@ class Model:
         return self.hf.model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
 
 
-def load_model(
-    path: str | Path, dtype: DtypeName = "float32", device: str = "cpu", name: str | None = None
-) -> Model:
+def load_model(path: str | Path, dtype: DtypeName = "float32", device: str = "cpu", name: str | None = None) -> Model:
     """Load the checkpoint at `path` (a local folder or a Hugging Face id) on one device, ready for inference.
 
     Raises CheckpointError or TokenizerError with what is wrong and the fix, before weights are read where possible.

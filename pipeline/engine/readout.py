@@ -39,7 +39,7 @@ def read_answers(model: Model, stream: Tensor, answer_ids: Tensor) -> Readout:
 
 def read_normed(model: Model, normed: Tensor, answer_ids: Tensor) -> Readout:
     """Readout of `normed` [R, H] (after the final norm)."""
-    weight = model.head.weight  # [V, H]
+    weight = model.head_weight  # [V, H]
     answers = answer_ids.to(weight.device).expand(normed.shape[0], 2)
     logits = torch.einsum("rh,rah->ra", normed, weight[answers].to(torch.float32))
     parts = [

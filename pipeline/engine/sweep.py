@@ -101,9 +101,7 @@ def sweep(
     return _checked(model, scores, names)
 
 
-def _branch(
-    model: Model, prompts: Sequence[EncodedPrompt], steps: Tensor, grid: SweepGrid, answers: Tensor
-) -> Readout:
+def _branch(model: Model, prompts: Sequence[EncodedPrompt], steps: Tensor, grid: SweepGrid, answers: Tensor) -> Readout:
     """One branching forward over one micro-batch. `steps` is [layers, branches, H].
 
     Rows come out as: the unsteered prompts, then for each tested layer and branch the prompts steered there.
@@ -146,9 +144,7 @@ def _branch(
     return read_normed(model, normed.to(torch.float32), answers)
 
 
-def _scatter(
-    scores: SweepScores, readout: Readout, group: Sequence[int], num_directions: int, grid: SweepGrid
-) -> None:
+def _scatter(scores: SweepScores, readout: Readout, group: Sequence[int], num_directions: int, grid: SweepGrid) -> None:
     """Put a micro-batch's rows where they belong; the baseline goes to every layer and direction."""
     num_prompts = len(group)
     logits = readout.logits.view(-1, num_prompts, 2).cpu().numpy()  # [1 + N * D * S', P, 2]

@@ -98,7 +98,9 @@ class SteeringVectors:
         }
         metadata = {key: str(value) for key, value in asdict(self.origin).items()}
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(arrays, str(file), metadata={"steering_vectors": json.dumps(metadata), "num_pairs": str(self.num_pairs)})
+        save_file(
+            arrays, str(file), metadata={"steering_vectors": json.dumps(metadata), "num_pairs": str(self.num_pairs)}
+        )
 
     @classmethod
     def load(cls, file: Path) -> SteeringVectors:

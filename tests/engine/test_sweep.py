@@ -76,9 +76,7 @@ def test_a_single_layer_a_single_strength_and_the_last_layer_alone_work(model, e
     last = model.num_layers - 1
     directions = make_directions(model, num=1)
     whole = sweep(model, prompts, directions, encoder.answer_ids, make_grid(model))
-    one = sweep(
-        model, prompts, directions, encoder.answer_ids, SweepGrid((last,), (1.0,), "resid_post", "all")
-    )
+    one = sweep(model, prompts, directions, encoder.answer_ids, SweepGrid((last,), (1.0,), "resid_post", "all"))
     np.testing.assert_allclose(one.logits[:, :, 0, 0], whole.logits[:, :, -1, 3], atol=1e-5)
 
 

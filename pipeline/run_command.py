@@ -1,0 +1,142 @@
+"""`steer run` and `jobs/run_study.py`: a study file in, progress while it runs, tables at the end.
+
+Flows in: a study file and options. Flows out: a filled warehouse, what was done and where the time went, the tables,
+and an exit code. The two entries share this function, so a job on a cluster and a run on a laptop are the same run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipeline.errors import StudyError
+from pipeline.study import Study, load_study
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from pipeline.stages.study_run import Progress, RunSummary
+
+
+def run_to_tables(
+    study_file: Path,
+    warehouse_dir: Path,
+    *,
+    fresh: bool,
+    overrides: Sequence[str],
+    only: Sequence[str],
+    address: str | None,
+    out: Console,
+    err: Console,
+) -> int:
+    """Run the study and print its tables. Returns 0 if all is done, 1 if a model failed, 130 if interrupted.
+
+    Raises a UserError for input that is wrong; nothing in the warehouse has changed then.
+    """
+    study = _only(load_study(study_file, list(overrides)), only)
+    with err.status("Checking prompts, checkpoints and tokenizers"):
+        from pipeline.stages.study_plan import plan_study
+        from pipeline.stages.study_run import run_study
+        from pipeline.warehouse.manifest import Warehouse
+
+        plan = plan_study(study)
+        warehouse = Warehouse.create(warehouse_dir)
+    err.print(
+        f"study [bold]{study.name}[/] (run {study.run_id}): {len(plan.models)} model(s) x {len(plan.concepts)} "
+        f"concept(s), protocol {study.protocol.name}, into {warehouse.root}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    try:
+        with _Display(err) as display:
+            summary = run_study(plan, warehouse, fresh=fresh, address=address, report=display.show)
+    except KeyboardInterrupt:
+        err.print("interrupted; what was finished is kept, run the same command again to go on")
+        return 130
+    _print_summary(summary, err)
+    _print_tables(warehouse.root, study.run_id, out)
+    for model, error in summary.failures.items():
+        err.print(f"[bold red]failed:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        err.print(f"  {model} is incomplete; mend this and run the same command again", highlight=False)
+    return 1 if summary.failures else 0
+
+
+def _only(study: Study, names: Sequence[str]) -> Study:
+    if not names:
+        return study
+    known = [model.name for model in study.file.models]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise StudyError(f"--only {unknown[0]!r}: no such model in the study; it has {', '.join(known)}")
+    kept = tuple(model for model in study.file.models if model.name in names)
+    return study.model_copy(update={"file": study.file.model_copy(update={"models": kept})})
+
+
+class _Display(AbstractContextManager["_Display"]):
+    """Progress bars on a terminal, a line per finished stage elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bars
+
+        self._console = console
+        self._bars = Bars(
+            TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            console=console, disable=not console.is_terminal,
+        )  # fmt: skip
+        self._tasks: dict[tuple[str, str], TaskID] = {}
+
+    def __enter__(self) -> _Display:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self._bars.stop()
+
+    def show(self, progress: Progress) -> None:
+        key = (progress.model, progress.stage)
+        if key not in self._tasks:
+            if not self._console.is_terminal:
+                self._console.print(f"{progress.model}: {progress.stage}, {progress.total} prompts", highlight=False)
+            self._tasks[key] = self._bars.add_task(f"{progress.model}  {progress.stage}", total=progress.total)
+        self._bars.update(self._tasks[key], completed=progress.done)
+
+
+def _print_summary(summary: RunSummary, err: Console) -> None:
+    done, kept = len(summary.computed), len(summary.skipped)
+    err.print(
+        f"{done} partition(s) computed, {kept} already there, {summary.num_model_prompts} prompts through a model, "
+        f"{summary.seconds:.1f} s",
+        highlight=False,
+    )
+    if not summary.times:
+        return
+    table = Table(title="Where the time went (seconds)", title_justify="left")
+    for column in ("model", "stage"):
+        table.add_column(column)
+    for column in ("prompts", "start-up", "work"):
+        table.add_column(column, justify="right")
+    table.add_row("", "start Ray", "", f"{summary.start_ray:.1f}", "")
+    for each in summary.times:
+        table.add_row(each.model, each.stage, str(each.num_prompts), f"{each.start_up:.1f}", f"{each.work:.1f}")
+    err.print(table)
+
+
+def _print_tables(root: Path, run: str, out: Console) -> None:
+    from pipeline.warehouse.format import as_rich
+    from pipeline.warehouse.results import Result
+    from pipeline.warehouse.tables import TABLES, brief, fetch
+    from pipeline.warehouse.views import connect
+
+    with connect(root) as con:
+        for name, table in TABLES.items():
+            result = fetch(con, name)
+            at = result.columns.index("run")
+            mine = Result(result.columns, [row for row in result.rows if row[at] == run])
+            out.print(as_rich(brief(name, mine), title=table.title))

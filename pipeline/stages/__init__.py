@@ -1,0 +1,12 @@
+"""The stages of a study on Ray Data, in the order rows pass them:
+
+    tensors     arrays as Arrow columns and back
+    tokenise    prompts -> token ids, through the checkpoint's chat template
+    replica     a loaded model inside an actor: token ids -> activations, or -> scores
+    reduce      activations -> moments -> steering vectors, merged block by block
+    write       scores -> Parquet files, not yet visible
+    pools       how many actors of what size; Ray's own settings
+    study_run   one study from start to end: what is missing is computed, published, summed up
+
+Stages before `pools` know nothing of Ray: they are callables from an Arrow table to an Arrow table, tested as such.
+"""

@@ -1,0 +1,107 @@
+"""Ray, as a study needs it: a cluster to run on, pools of actors, and settings that keep rows in order.
+
+Flows in: the study's `[cluster]` section and what the cluster has. Flows out: the keyword arguments each stage gives
+to Ray Data's `map_batches`, and a running Ray.
+
+A laptop's two cores must carry the model and, at the same time, tokenising, reducing and writing; a model actor
+therefore asks Ray for a little less than the threads it uses, and every other task, reading included, for a tenth of a
+CPU: an operator that finds no CPU free waits for ever (reading asks for a whole one unless told).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import StudyError
+from pipeline.study import ClusterSection
+
+_SIDE_CPUS = 0.1  # of one task that tokenises, reduces or writes
+_SPARE_CPUS = 0.5  # left free by model actors for those
+_OBJECT_STORE_BYTES = 1 << 30  # of an embedded Ray; activations stream through it and are never all there
+
+
+@dataclass(frozen=True)
+class ClusterSize:
+    """What the cluster has now."""
+
+    num_cpus: float
+    num_gpus: float
+
+
+@contextmanager
+def running_ray(address: str | None = None) -> Iterator[ClusterSize]:
+    """A Ray to run on: the one this process is connected to, the cluster at `address`, or an embedded one that ends
+    with the block."""
+    import ray
+
+    was_running = ray.is_initialized()
+    if not was_running:
+        quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if address is None:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            ray.init("local", num_cpus=cores, include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
+        else:
+            ray.init(address, **quiet)
+    try:
+        _configure_data()
+        resources = ray.cluster_resources()
+        yield ClusterSize(resources.get("CPU", 0.0), resources.get("GPU", 0.0))
+    finally:
+        if not was_running:
+            ray.shutdown()
+
+
+def _configure_data() -> None:
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True  # so that a rerun merges and writes in the same order
+    context.enable_progress_bars = False  # the study shows its own
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+@dataclass(frozen=True)
+class Pools:
+    """How the stages of one model are placed. `model` and `side` are `map_batches` arguments."""
+
+    model: dict[str, Any]
+    tokenise: dict[str, Any]
+    side: dict[str, Any]
+    device: str
+    num_threads: int
+
+
+def make_pools(cluster: ClusterSection, size: ClusterSize, tensor_parallel: int, model: str) -> Pools:
+    """Place one model's stages. Raises StudyError when the cluster cannot hold one replica."""
+    from ray.data import ActorPoolStrategy
+
+    if tensor_parallel != 1:
+        raise StudyError(
+            f"model {model!r}: tensor_parallel = {tensor_parallel}, but this version runs a replica on one rank; "
+            "set it to 1"
+        )
+    use_gpu = cluster.gpus == "yes" or (cluster.gpus == "auto" and size.num_gpus > 0)
+    if use_gpu and size.num_gpus < 1:
+        raise StudyError(f"model {model!r}: cluster.gpus is 'yes' but the cluster has none; set it to 'no'")
+    least, most = cluster.replica_range
+    threads = cluster.cpus_per_replica or max(1, int(size.num_cpus) // most)
+    if not use_gpu and threads > size.num_cpus:
+        raise StudyError(
+            f"model {model!r}: cluster.cpus_per_replica is {threads}, but the cluster has {size.num_cpus:g} CPUs; "
+            "lower it"
+        )
+    placed = {"num_gpus": 1} if use_gpu else {"num_cpus": max(0.25, threads - _SPARE_CPUS)}
+    batch = {"batch_size": cluster.batch_size, "batch_format": "pyarrow"}
+    return Pools(
+        model={"compute": ActorPoolStrategy(min_size=least, max_size=most), **placed, **batch},
+        tokenise={"compute": ActorPoolStrategy(size=1), "num_cpus": _SIDE_CPUS, **batch},
+        side={"batch_size": None, "batch_format": "pyarrow", "num_cpus": _SIDE_CPUS},
+        device="cuda" if use_gpu else "cpu",
+        num_threads=threads,
+    )

@@ -1,0 +1,162 @@
+"""A loaded model inside an actor. Actors load, call the engine and return Arrow; they hold no maths.
+
+Flows in: PAIR_ROWS or TOKEN_ROWS. Flows out: activation rows (one a pair and side), or score rows.
+
+The model runs under DeepSpeed-Inference and is loaded at the first batch, not in the constructor: an exception while
+an actor starts would fail a whole Ray Data job in a way that hides its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.engine.sweep import SweepGrid, SweepScores, steering_directions, sweep
+from pipeline.engine.tokens import LETTERS, EncodedAnswer, EncodedPrompt, PromptEncoder
+from pipeline.engine.vectors import SteeringVectors
+from pipeline.protocols import AnswerForm, Site, StrengthUnit
+from pipeline.schemas import PAIR_ROWS, SCORES, TOKEN_ROWS, activation_rows, require_columns
+from pipeline.stages.tensors import to_column
+
+if TYPE_CHECKING:
+    from pipeline.engine.model import DtypeName, Model
+
+
+@dataclass(frozen=True)
+class ReplicaSpec:
+    """One model replica: what to load, onto what, with how many CPU threads and tokens at once (0: derived)."""
+
+    name: str
+    checkpoint: Path
+    dtype: DtypeName
+    device: str
+    num_threads: int
+    token_budget: int
+
+
+class Replica:
+    """Base of the two model stages."""
+
+    def __init__(self, spec: ReplicaSpec) -> None:
+        self.spec = spec
+        self._model: Model | None = None
+
+    @property
+    def model(self) -> Model:
+        if self._model is None:
+            import torch
+
+            from pipeline.engine.model import load_model, with_deepspeed
+
+            torch.set_num_threads(self.spec.num_threads)
+            loaded = load_model(self.spec.checkpoint, self.spec.dtype, self.spec.device, self.spec.name)
+            self._model = with_deepspeed(loaded)
+        return self._model
+
+
+class ExtractActivations(Replica):
+    """PAIR_ROWS to activation rows: float32 `[layers, hidden]` at `site`, the two sides of a pair in turn."""
+
+    def __init__(self, spec: ReplicaSpec, site: Site) -> None:
+        super().__init__(spec)
+        self.site: Site = site
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        from pipeline.engine.extract import read_activations
+
+        require_columns("ExtractActivations", batch.column_names, PAIR_ROWS.names)
+        encoded: list[EncodedAnswer] = []
+        keys: list[tuple[str, str, str]] = []
+        for row in batch.to_pylist():
+            for side in ("matching", "other"):
+                encoded.append(EncodedAnswer(tuple(row[f"ids_{side}"]), row[f"read_{side}"]))
+                keys.append((row["concept"], row["pair"], side))
+        names = [f"concept {concept!r}, prompt {pair!r}" for concept, pair, _ in keys]
+        activations = read_activations(self.model, encoded, self.site, self.spec.token_budget, names)
+        concepts, pairs, sides = zip(*keys, strict=True)
+        columns = [pa.array(concepts), pa.array(pairs), pa.array(sides), to_column(activations)]
+        return pa.Table.from_arrays(columns, schema=activation_rows(*activations.shape[1:]))
+
+
+@dataclass(frozen=True)
+class ScoreSpec:
+    """How test prompts are scored: the grid, the vectors' file of each concept, unit and controls."""
+
+    grid: SweepGrid
+    vector_files: Mapping[str, Path]
+    answer_form: AnswerForm
+    strength_unit: StrengthUnit
+    controls: int
+    seed: int
+
+
+class ScorePrompts(Replica):
+    """TOKEN_ROWS to score rows: SCORES with `concept` and `control` (null for the vector itself)."""
+
+    def __init__(self, spec: ReplicaSpec, score: ScoreSpec) -> None:
+        super().__init__(spec)
+        self.score = score
+        self._directions: dict[str, np.ndarray] = {}
+        self._answer_ids: tuple[int, int] | None = None
+
+    def directions(self, concept: str) -> np.ndarray:
+        if concept not in self._directions:
+            vectors = SteeringVectors.load(self.score.vector_files[concept])
+            self._directions[concept] = steering_directions(
+                vectors, self.score.strength_unit, self.score.controls, self.score.seed
+            )
+        return self._directions[concept]
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        require_columns("ScorePrompts", batch.column_names, TOKEN_ROWS.names)
+        if self._answer_ids is None:
+            self._answer_ids = PromptEncoder(self.model.tokenizer, self.score.answer_form).answer_ids
+        rows = batch.to_pylist()
+        tables = []
+        for concept in dict.fromkeys(row["concept"] for row in rows):
+            chosen = [row for row in rows if row["concept"] == concept]
+            scores = sweep(
+                self.model,
+                [EncodedPrompt(tuple(row["ids"]), row["suffix_start"]) for row in chosen],
+                self.directions(concept),
+                self._answer_ids,
+                self.score.grid,
+                self.spec.token_budget,
+                names=[f"concept {concept!r}, prompt {row['prompt']!r}" for row in chosen],
+            )
+            prompts, matching = [row["prompt"] for row in chosen], [row["matching"] for row in chosen]
+            tables.append(score_table(concept, prompts, matching, scores))
+        return pa.concat_tables(tables)
+
+
+def score_table(concept: str, prompts: list[str], matching: list[str], scores: SweepScores) -> pa.Table:
+    """Score rows of one concept: every point of the grid for the vector, and of the controls the steered ones (their
+    baseline is the vector's)."""
+    grid = scores.grid
+    num_prompts, num_directions, num_layers, num_strengths = scores.logsumexp.shape
+    index = np.indices((num_prompts, num_directions, num_layers, num_strengths)).reshape(4, -1)
+    strengths = np.array(grid.strengths)
+    index = index[:, (index[1] == 0) | (strengths[index[3]] != 0)]
+    p, d, n, s = index
+    letter = np.array([LETTERS.index(m) for m in matching])[p]
+    logits = scores.logits[p, d, n, s]
+    rows = np.arange(len(p))
+    columns = {
+        "concept": pa.array([concept]).take(pa.array(np.zeros(len(p), dtype=np.int64))),
+        "control": pa.array((d - 1).astype(np.int32), mask=d == 0),
+        "prompt": pa.array(prompts).take(pa.array(p)),
+        "matching": pa.array(matching).take(pa.array(p)),
+        "layer": pa.array(np.array(grid.layers, dtype=np.int32)[n]),
+        "strength": pa.array(strengths[s]),
+        "positions": pa.array([grid.positions]).take(pa.array(np.zeros(len(p), dtype=np.int64))),
+        "logit_matching": pa.array(logits[rows, letter]),
+        "logit_other": pa.array(logits[rows, 1 - letter]),
+        "logsumexp": pa.array(scores.logsumexp[p, d, n, s]),
+    }
+    schema = pa.schema([("concept", pa.string()), ("control", pa.int32()), *SCORES])
+    return pa.table(columns).select(schema.names).cast(schema)

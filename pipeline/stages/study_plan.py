@@ -1,0 +1,137 @@
+"""What a study asks for, checked whole before anything is started.
+
+Flows in: a `Study`. Flows out: a `StudyPlan`: every concept's prompts, every model's checkpoint, lineage and layers,
+and the fingerprints by which finished work is known again. Everything a user can get wrong is found here where it
+can be: prompts, checkpoints, tokenizers, context lengths, layers. No weights are read and no Ray is started.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.engine.architecture import ArchitectureFacts
+from pipeline.engine.checkpoint import Checkpoint, read_checkpoint, resolve_checkpoint
+from pipeline.engine.tokens import PromptEncoder, load_tokenizer
+from pipeline.errors import CheckpointError, PromptError, StudyError, UserError
+from pipeline.prompts import Concept, Prompt, content_digest, find_concept, read_concept
+from pipeline.registry import Lineage, lineage_of
+from pipeline.schemas import SCHEMA_VERSION
+from pipeline.study import ModelSection, Study
+
+_ENCODED_AHEAD = 5_000  # prompts a model's tokenizer is tried on before the study starts; more are tried as they stream
+
+
+@dataclass(frozen=True)
+class ConceptPlan:
+    """One concept with its prompts and their digests."""
+
+    concept: Concept
+    train: list[Prompt]
+    test: list[Prompt]
+    train_digest: str
+    test_digest: str
+
+    @property
+    def name(self) -> str:
+        return self.concept.name
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """One model: its checked checkpoint, where its training is from, which layers are swept."""
+
+    section: ModelSection
+    checkpoint: Checkpoint
+    lineage: Lineage
+    layers: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return self.section.name
+
+    @property
+    def facts(self) -> ArchitectureFacts:
+        return self.checkpoint.facts
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """The whole study, checked."""
+
+    study: Study
+    concepts: tuple[ConceptPlan, ...]
+    models: tuple[ModelPlan, ...]
+
+    def extract_fingerprint(self, model: ModelPlan, concept: ConceptPlan) -> str:
+        """Of all that the vectors of `model` and `concept` depend on."""
+        return _fingerprint("extract", self._measured(model), concept.train_digest)
+
+    def score_fingerprint(self, model: ModelPlan, concept: ConceptPlan) -> str:
+        """Of all that their scores depend on."""
+        return _fingerprint("score", self.extract_fingerprint(model, concept), concept.test_digest)
+
+    def _measured(self, model: ModelPlan) -> list[str]:
+        return [str(SCHEMA_VERSION), self.study.measure_digest, model.checkpoint.fingerprint, model.section.dtype]
+
+
+def _fingerprint(*parts: str | list[str]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def plan_study(study: Study) -> StudyPlan:
+    """Check everything of `study` that can be checked without loading a model.
+
+    Raises the UserError of the first thing that is wrong.
+    """
+    concepts = _plan_concepts(study)
+    models = tuple(plan_model(study, section) for section in study.file.models)
+    for model in models:
+        _try_tokenizer(study, model, concepts)
+    return StudyPlan(study, concepts, models)
+
+
+def plan_model(study: Study, section: ModelSection) -> ModelPlan:
+    """Check one model's checkpoint and layers."""
+    try:
+        checkpoint = read_checkpoint(resolve_checkpoint(section.path, study.base))
+    except CheckpointError as error:
+        raise CheckpointError(f"model {section.name!r}: {error}") from error
+    layers = study.grid.layers_of(checkpoint.facts.num_layers, section.name)
+    return ModelPlan(section, checkpoint, lineage_of(section.name, section.lineage), layers)
+
+
+def _plan_concepts(study: Study) -> tuple[ConceptPlan, ...]:
+    planned: dict[str, ConceptPlan] = {}
+    for name in study.file.study.concepts:
+        concept = find_concept(name, study.base)
+        if concept.name in planned:
+            raise StudyError(
+                f"study.concepts names {concept.name!r} twice ({concept.folder} and "
+                f"{planned[concept.name].concept.folder}); rename one folder, or drop one"
+            )
+        train, test = read_concept(concept)
+        planned[concept.name] = ConceptPlan(concept, train, test, content_digest(train), content_digest(test))
+    if not planned:
+        raise PromptError("study.concepts names no concept")
+    return tuple(planned.values())
+
+
+def _try_tokenizer(study: Study, model: ModelPlan, concepts: Sequence[ConceptPlan]) -> None:
+    protocol = study.protocol
+    try:
+        tokenizer = load_tokenizer(model.checkpoint.path)
+        encoder = PromptEncoder(tokenizer, protocol.answer_form, model.facts.max_positions)
+        prompts = [p for c in concepts for split in (c.train, c.test) for p in split]
+        for prompt in prompts[:_ENCODED_AHEAD]:
+            encoder.prompt(prompt.text, f"concept {prompt.concept!r}, prompt {prompt.id!r}")
+    except UserError as error:
+        raise type(error)(f"model {model.name!r}: {error}") from error
+
+
+def concept_files(concepts: Sequence[ConceptPlan], split: str) -> dict[str, str]:
+    """File of each concept's split -> concept, as absolute paths."""
+    return {str(Path(c.concept.file(split)).resolve()): c.name for c in concepts}

@@ -1,0 +1,405 @@
+"""One study from start to end: what is missing is computed, published and summed up.
+
+Flows in: a checked `StudyPlan` and a warehouse. Flows out: published partitions (run, model, concept, stage), and a
+`RunSummary` of what was done, what had been done before, and where the time went.
+
+A partition is published the moment its last row has arrived, so an interruption loses at most the partitions that
+were under way; running the same command again does the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.engine.sweep import SweepGrid
+from pipeline.engine.vectors import SteeringVectors, VectorOrigin
+from pipeline.errors import UserError
+from pipeline.provenance import commit, versions
+from pipeline.schemas import MODELS, PROMPTS, RUNS, VECTORS
+from pipeline.stages.pools import ClusterSize, Pools, make_pools, running_ray
+from pipeline.stages.reduce import VectorReducer, partial_moments
+from pipeline.stages.replica import ExtractActivations, ReplicaSpec, ScorePrompts, ScoreSpec
+from pipeline.stages.study_plan import ConceptPlan, ModelPlan, StudyPlan, concept_files
+from pipeline.stages.tokenise import TokenisePairs, TokenisePrompts, TokeniseSpec
+from pipeline.stages.write import WriteScores
+from pipeline.warehouse.lock import run_lock
+from pipeline.warehouse.manifest import DataFile, PartitionKey, Warehouse
+
+if TYPE_CHECKING:
+    import ray.data
+
+_SAFETENSORS = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a study says of itself while it runs: `done` of `total` prompts of one model's stage."""
+
+    model: str
+    stage: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """Where the time of one model's stage went, in seconds of wall time. `start_up` is from asking for the pool to
+    its first result (processes, imports, weights, first batch), `work` all after that."""
+
+    model: str
+    stage: str
+    num_prompts: int
+    start_up: float
+    work: float
+
+
+@dataclass
+class RunSummary:
+    """What one invocation did. `failures` maps a model to why it is incomplete."""
+
+    run: str
+    seconds: float = 0.0
+    start_ray: float = 0.0
+    times: list[StageTime] = field(default_factory=list)
+    computed: list[PartitionKey] = field(default_factory=list)
+    skipped: list[PartitionKey] = field(default_factory=list)
+    failures: dict[str, UserError] = field(default_factory=dict)
+
+    @property
+    def num_model_prompts(self) -> int:
+        """Prompts that went through a model, extraction and scoring together."""
+        return sum(t.num_prompts for t in self.times)
+
+
+def run_study(
+    plan: StudyPlan,
+    warehouse: Warehouse,
+    fresh: bool = False,
+    address: str | None = None,
+    report: Callable[[Progress], None] = lambda _: None,
+) -> RunSummary:
+    """Compute what `warehouse` lacks of `plan`; with `fresh`, all of it (each partition is replaced when its new
+    content is whole). Runs on the Ray at `address`, or on one of its own.
+
+    A model that fails with a UserError is put into the summary's `failures` and the others go on; any other
+    exception is ours and is raised.
+    """
+    started = time.perf_counter()
+    run = plan.study.run_id
+    summary = RunSummary(run)
+    with run_lock(warehouse.root, run):
+        warehouse.sweep(run)
+        todo = _Todo.of(plan, warehouse, fresh, summary)
+        _publish_descriptions(plan, warehouse)
+        if todo.partitions:
+            before_ray = time.perf_counter()
+            with running_ray(address) as size:
+                summary.start_ray = time.perf_counter() - before_ray
+                for model in plan.models:
+                    if todo.of_model(model):
+                        _run_model(plan, model, todo, warehouse, size, summary, report)
+        warehouse.sweep(run)
+    summary.seconds = time.perf_counter() - started
+    return summary
+
+
+@dataclass(frozen=True)
+class _Todo:
+    """The partitions to compute."""
+
+    run: str
+    partitions: frozenset[PartitionKey]
+
+    @classmethod
+    def of(cls, plan: StudyPlan, warehouse: Warehouse, fresh: bool, summary: RunSummary) -> _Todo:
+        run = plan.study.run_id
+        wanted: set[PartitionKey] = set()
+        for model in plan.models:
+            for concept in plan.concepts:
+                for stage, fingerprint in (
+                    ("extract", plan.extract_fingerprint(model, concept)),
+                    ("score", plan.score_fingerprint(model, concept)),
+                ):
+                    key = PartitionKey(run, stage, model.name, concept.name)
+                    if fresh or not warehouse.is_complete(key, fingerprint):
+                        wanted.add(key)
+                    else:
+                        summary.skipped.append(key)
+        return cls(run, frozenset(wanted))
+
+    def of_model(self, model: ModelPlan) -> bool:
+        return any(key.model == model.name for key in self.partitions)
+
+    def concepts(self, plan: StudyPlan, model: ModelPlan, stage: str) -> list[ConceptPlan]:
+        return [c for c in plan.concepts if PartitionKey(self.run, stage, model.name, c.name) in self.partitions]
+
+
+def _run_model(
+    plan: StudyPlan,
+    model: ModelPlan,
+    todo: _Todo,
+    warehouse: Warehouse,
+    size: ClusterSize,
+    summary: RunSummary,
+    report: Callable[[Progress], None],
+) -> None:
+    """Extraction, then scoring, of one model; a UserError goes into the summary."""
+    try:
+        pools = make_pools(plan.study.file.cluster, size, model.section.tensor_parallel, model.name)
+        stages: Sequence[tuple[str, Callable[..., Iterator[tuple[PartitionKey | None, int]]]]] = (
+            ("extract", _extract),
+            ("score", _score),
+        )
+        for stage, compute in stages:
+            concepts = todo.concepts(plan, model, stage)
+            if not concepts:
+                continue
+            total = sum(len(c.train if stage == "extract" else c.test) for c in concepts)
+            report(Progress(model.name, stage, 0, total))
+            begun = first = time.perf_counter()
+            done = 0
+            for key, num_prompts in compute(plan, model, concepts, pools, warehouse):
+                first = time.perf_counter() if not done else first
+                done += num_prompts
+                report(Progress(model.name, stage, done, total))
+                if key is not None:
+                    summary.computed.append(key)
+            ended = time.perf_counter()
+            summary.times.append(StageTime(model.name, stage, done, first - begun, ended - first))
+    except Exception as error:
+        cause = user_error_in(error)
+        if cause is None:
+            raise
+        summary.failures[model.name] = cause
+
+
+def _extract(
+    plan: StudyPlan, model: ModelPlan, concepts: list[ConceptPlan], pools: Pools, warehouse: Warehouse
+) -> Iterator[tuple[PartitionKey | None, int]]:
+    """Yields, as results arrive, the partition just published (or None) and how many pairs arrived."""
+    protocol = plan.study.protocol
+    pairs = _read_prompts(plan, concepts, "train", pools).map_batches(
+        TokenisePairs, fn_constructor_args=(_tokenise_spec(plan, model, concepts, "train"),), **pools.tokenise
+    )
+    moments = pairs.map_batches(
+        ExtractActivations,
+        fn_constructor_args=(_replica_spec(plan, model, pools), protocol.read_site),
+        **pools.model,
+    ).map_batches(partial_moments, **pools.side)
+    reducer = VectorReducer()
+    waiting = {c.name: c for c in concepts}
+    for batch in moments.iter_batches(batch_size=None, batch_format="pyarrow"):
+        before = {name: reducer.num_pairs(name) for name in waiting}
+        reducer.add(batch)
+        arrived = sum(reducer.num_pairs(name) - count for name, count in before.items())
+        whole = [c for c in waiting.values() if reducer.num_pairs(c.name) == len(c.train)]
+        yield None, arrived
+        for concept in whole:
+            del waiting[concept.name]
+            origin = VectorOrigin(model.name, concept.name, protocol.read_site, protocol.read_position, protocol.name)
+            yield _publish_vectors(plan, model, concept, reducer.vectors(origin), warehouse), 0
+    assert not waiting, f"pairs of {sorted(waiting)} were lost on the way"
+
+
+def _publish_vectors(
+    plan: StudyPlan, model: ModelPlan, concept: ConceptPlan, vectors: SteeringVectors, warehouse: Warehouse
+) -> PartitionKey:
+    key = PartitionKey(plan.study.run_id, "extract", model.name, concept.name)
+    num_layers, hidden = vectors.vectors.shape
+    offsets = np.arange(num_layers + 1, dtype=np.int32) * hidden
+    rows = pa.Table.from_arrays(
+        [
+            pa.array(np.arange(num_layers, dtype=np.int32)),
+            pa.array([vectors.origin.site] * num_layers),
+            pa.ListArray.from_arrays(pa.array(offsets), pa.array(vectors.vectors.reshape(-1))),
+            pa.array(vectors.norm),
+            pa.array(vectors.residual_norm),
+            pa.array(vectors.standard_error),
+            pa.array(vectors.coherence),
+            pa.array([vectors.num_pairs] * num_layers, pa.int64()),
+        ],
+        schema=VECTORS,
+    )
+    side_file = warehouse.new_file("", key, _SAFETENSORS)
+    vectors.save(side_file)
+    files = [warehouse.write_table("vectors", key, rows), warehouse.describe("", side_file)]
+    warehouse.publish(key, files, plan.extract_fingerprint(model, concept), {"num_pairs": vectors.num_pairs})
+    return key
+
+
+def _score(
+    plan: StudyPlan, model: ModelPlan, concepts: list[ConceptPlan], pools: Pools, warehouse: Warehouse
+) -> Iterator[tuple[PartitionKey | None, int]]:
+    """Yields, as files are written, the partition just published (or None) and how many prompts are in them."""
+    study, grid = plan.study, plan.study.grid
+    score = ScoreSpec(
+        grid=SweepGrid(model.layers, grid.strengths, study.protocol.steer_site, grid.positions),
+        vector_files={c.name: vector_file(warehouse, study.run_id, model.name, c.name) for c in concepts},
+        answer_form=study.protocol.answer_form,
+        strength_unit=grid.strength_unit,
+        controls=grid.controls,
+        seed=study.file.study.seed,
+    )
+    files = (
+        _read_prompts(plan, concepts, "test", pools)
+        .map_batches(
+            TokenisePrompts, fn_constructor_args=(_tokenise_spec(plan, model, concepts, "test"),), **pools.tokenise
+        )
+        .map_batches(ScorePrompts, fn_constructor_args=(_replica_spec(plan, model, pools), score), **pools.model)
+        .map_batches(WriteScores(warehouse.root, study.run_id, model.name), **pools.side)
+    )
+    steered = sum(s != 0 for s in grid.strengths)
+    rows_of_prompt = len(model.layers) * (len(grid.strengths) + grid.controls * steered)
+    expected = {c.name: len(c.test) * rows_of_prompt for c in concepts}
+    by_name = {c.name: c for c in concepts}
+    written: dict[str, list[DataFile]] = {name: [] for name in expected}
+    for batch in files.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for row in batch.to_pylist():
+            name, table, num_prompts = row.pop("concept"), row["table"], row.pop("num_prompts")
+            written[name].append(DataFile(**row))
+            key = None
+            if sum(file.num_rows for file in written[name]) == expected[name]:
+                key = PartitionKey(study.run_id, "score", model.name, name)
+                info = {"num_prompts": len(by_name[name].test)}
+                warehouse.publish(key, written[name], plan.score_fingerprint(model, by_name[name]), info)
+                del expected[name]
+            yield key, num_prompts if table == "scores" else 0
+    assert not expected, f"scores of {sorted(expected)} were lost on the way"
+
+
+def vector_file(warehouse: Warehouse, run: str, model: str, concept: str) -> Path:
+    """The published safetensors file of steering vectors."""
+    entry = warehouse.entry(PartitionKey(run, "extract", model, concept))
+    assert entry is not None, f"no vectors of {model}, {concept} are published"
+    return next(warehouse.root / file.path for file in entry.files if file.path.endswith(_SAFETENSORS))
+
+
+def _read_prompts(plan: StudyPlan, concepts: list[ConceptPlan], split: str, pools: Pools) -> ray.data.Dataset:
+    """Prompts of all concepts, streamed in blocks of about `batch_size`, so that work spreads over replicas."""
+    import ray.data
+
+    files = list(concept_files(concepts, split))
+    num_prompts = sum(len(c.train if split == "train" else c.test) for c in concepts)
+    num_blocks = max(len(files), math.ceil(num_prompts / plan.study.file.cluster.batch_size))
+    return ray.data.read_json(
+        files, lines=True, include_paths=True, override_num_blocks=num_blocks, num_cpus=pools.side["num_cpus"]
+    )
+
+
+def _tokenise_spec(plan: StudyPlan, model: ModelPlan, concepts: list[ConceptPlan], split: str) -> TokeniseSpec:
+    protocol = plan.study.protocol
+    return TokeniseSpec(
+        checkpoint=model.checkpoint.path,
+        answer_form=protocol.answer_form,
+        read_position=protocol.read_position,
+        max_tokens=model.facts.max_positions,
+        concept_of_file=concept_files(concepts, split),
+    )
+
+
+def _replica_spec(plan: StudyPlan, model: ModelPlan, pools: Pools) -> ReplicaSpec:
+    return ReplicaSpec(
+        name=model.name,
+        checkpoint=model.checkpoint.path,
+        dtype=model.section.dtype,
+        device=pools.device,
+        num_threads=pools.num_threads,
+        token_budget=plan.study.file.cluster.token_budget,
+    )
+
+
+def user_error_in(error: BaseException) -> UserError | None:
+    """The UserError an exception from Ray wraps, however deep; None if there is none."""
+    seen: set[int] = set()
+    waiting: list[Any] = [error]
+    while waiting:
+        current = waiting.pop()
+        if not isinstance(current, BaseException) or id(current) in seen:
+            continue
+        seen.add(id(current))
+        if isinstance(current, UserError):
+            return UserError(str(current)) if type(current).__module__ != UserError.__module__ else current
+        waiting += [current.__cause__, current.__context__, getattr(current, "cause", None), *current.args]
+    return None
+
+
+# --- what is known before any model runs: the run, its models, its prompts ------------------------------
+
+
+def _publish_descriptions(plan: StudyPlan, warehouse: Warehouse) -> None:
+    run = plan.study.run_id
+    started = datetime.now(UTC)
+    run_key = PartitionKey(run, "run")
+    with suppress(UserError):  # an unreadable entry is replaced below
+        previous = warehouse.entry(run_key)
+        started = previous.created if previous else started
+    grid, protocol = plan.study.grid, plan.study.protocol
+    row = {
+        "study": plan.study.name,
+        "protocol": protocol.name,
+        "origin": "steer run",
+        "positions": grid.positions,
+        "strength_unit": grid.strength_unit,
+        "started": started,
+        "config": json.dumps(plan.study.resolved()),
+        "versions": json.dumps(versions()),
+        "commit": commit(),
+    }
+    _publish_rows(warehouse, run_key, "runs", [row], RUNS)
+    for model in plan.models:
+        _publish_rows(warehouse, PartitionKey(run, "model", model=model.name), "models", [_model_row(model)], MODELS)
+    for concept in plan.concepts:
+        rows = [
+            {
+                "split": p.split,
+                "prompt": p.id,
+                "question": p.question,
+                "choice_a": p.choices[0],
+                "choice_b": p.choices[1],
+                "matching": p.matching,
+            }
+            for p in (*concept.train, *concept.test)
+        ]
+        _publish_rows(warehouse, PartitionKey(run, "prompts", concept=concept.name), "prompts", rows, PROMPTS)
+
+
+def _model_row(model: ModelPlan) -> dict[str, Any]:
+    facts = model.facts
+    return {
+        "path": model.section.path,
+        "architecture": facts.architecture,
+        "method": model.lineage.method,
+        "lineage": model.lineage.source,
+        "num_layers": facts.num_layers,
+        "hidden_size": facts.hidden_size,
+        "num_params": facts.num_params,
+        "num_active_params": facts.num_active_params,
+        "num_experts": facts.num_experts,
+        "dtype": model.section.dtype,
+        "fingerprint": model.checkpoint.fingerprint,
+        "config": json.dumps(model.checkpoint.config),
+    }
+
+
+def _publish_rows(
+    warehouse: Warehouse, key: PartitionKey, table: str, rows: list[dict[str, Any]], schema: pa.Schema
+) -> None:
+    import hashlib
+
+    told = [{k: v for k, v in row.items() if k != "started"} for row in rows]
+    fingerprint = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    if warehouse.is_complete(key, fingerprint):
+        return
+    file = warehouse.write_table(table, key, pa.Table.from_pylist(rows, schema=schema))
+    warehouse.publish(key, [file], fingerprint)

@@ -1,0 +1,94 @@
+"""Prompts to token ids, through the checkpoint's chat template.
+
+Flows in: prompt rows as read from JSON lines. Flows out: PAIR_ROWS (both answers given, for extraction) or TOKEN_ROWS
+(no answer, for scoring). Too long a prompt or a broken answer boundary raises here, before it reaches a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.engine.tokens import PromptEncoder, load_tokenizer
+from pipeline.prompts import Prompt
+from pipeline.protocols import AnswerForm, ReadPosition
+from pipeline.schemas import PAIR_ROWS, PROMPT_COLUMNS, TOKEN_ROWS, require_columns
+
+
+@dataclass(frozen=True)
+class TokeniseSpec:
+    """Which tokenizer, how answers are read, and which file belongs to which concept."""
+
+    checkpoint: Path
+    answer_form: AnswerForm
+    read_position: ReadPosition
+    max_tokens: int
+    concept_of_file: Mapping[str, str]
+
+
+class Tokenise:
+    """Base of the two tokenising stages; the tokenizer is loaded once, at the first batch."""
+
+    def __init__(self, spec: TokeniseSpec) -> None:
+        self.spec = spec
+        self._encoder: PromptEncoder | None = None
+
+    @property
+    def encoder(self) -> PromptEncoder:
+        if self._encoder is None:
+            tokenizer = load_tokenizer(self.spec.checkpoint)
+            self._encoder = PromptEncoder(tokenizer, self.spec.answer_form, self.spec.max_tokens)
+        return self._encoder
+
+    def prompts(self, batch: pa.Table) -> list[Prompt]:
+        require_columns(type(self).__name__, batch.column_names, PROMPT_COLUMNS)
+        return [
+            Prompt(
+                concept=self.spec.concept_of_file[row["path"]],
+                split=Path(row["path"]).stem,
+                id=row["id"],
+                question=row["question"],
+                choices=(row["choices"][0], row["choices"][1]),
+                matching=row["matching"],
+            )
+            for row in batch.select(PROMPT_COLUMNS).to_pylist()
+        ]
+
+
+class TokenisePairs(Tokenise):
+    """Each prompt with its matching and its other answer: PAIR_ROWS."""
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        rows: list[dict[str, Any]] = []
+        for prompt in self.prompts(batch):
+            name = f"concept {prompt.concept!r}, prompt {prompt.id!r}"
+            row: dict[str, Any] = {"concept": prompt.concept, "pair": prompt.id}
+            for side in ("matching", "other"):
+                encoded = self.encoder.answered(prompt.text, getattr(prompt, side), self.spec.read_position, name)
+                row[f"ids_{side}"] = encoded.ids
+                row[f"read_{side}"] = encoded.read
+            rows.append(row)
+        return pa.Table.from_pylist(rows, schema=PAIR_ROWS)
+
+
+class TokenisePrompts(Tokenise):
+    """Each prompt up to the answer: TOKEN_ROWS."""
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        rows = []
+        for prompt in self.prompts(batch):
+            encoded = self.encoder.prompt(prompt.text, f"concept {prompt.concept!r}, prompt {prompt.id!r}")
+            rows.append(
+                {
+                    "concept": prompt.concept,
+                    "prompt": prompt.id,
+                    "matching": prompt.matching,
+                    "ids": encoded.ids,
+                    "suffix_start": encoded.suffix_start,
+                }
+            )
+        return pa.Table.from_pylist(rows, schema=TOKEN_ROWS)

@@ -1,0 +1,17 @@
+"""The warehouse: Hive-partitioned Parquet, a manifest of what is complete, and SQL views over it.
+
+Flows in: tables that the stages computed. Flows out: tables and figures with their error bars.
+
+    layout    names and paths: partition keys, data files, manifest entries
+    lock      one writer a run
+    manifest  writing and exactly-once publishing; what is complete, what is swept
+    views     a DuckDB connection with every SQL view of `warehouse/views` over the published files
+    checks    the query of each view that must return no rows
+    query     read-only SQL from outside, boxed in
+    results   columns and rows as they come from DuckDB
+    tables    the named tables (`model`, `concept`, `best_layer`, `method`, `architecture`)
+    format    columns and rows as Markdown, CSV, JSON or a terminal table
+
+Imports neither torch nor Ray: an analyst can query without them. DuckDB and pyarrow are imported at
+first use, so importing this package costs nothing.
+"""

@@ -1,0 +1,42 @@
+"""One writer a run.
+
+Flows in: a warehouse folder and a run. Flows out: the right to write that run, until the block ends or the process
+dies (the operating system drops the lock then, so no stale one is ever left).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.errors import WarehouseError
+from pipeline.warehouse.layout import PartitionKey
+
+
+@contextmanager
+def run_lock(root: Path, run: str) -> Iterator[None]:
+    """Hold the run `run` of the warehouse at `root`. Raises WarehouseError, naming the holder, when another process
+    writes it. Processes on one machine, or on a shared mount that passes `flock` on."""
+    file = root / "locks" / f"{PartitionKey(run, 'run').run}.lock"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        stream = file.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise WarehouseError(f"{file} cannot be written ({error.strerror}); check the warehouse's folder") from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            stream.seek(0)
+            raise WarehouseError(
+                f"run {run} is being written by {stream.read().strip() or 'another process'}; "
+                "wait for it, stop it, or give another --warehouse"
+            ) from error
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
+        stream.flush()
+        yield

@@ -1,0 +1,177 @@
+"""DuckDB over the published files: the stored tables, and on them every SQL view of `warehouse/views`.
+
+Flows in: a warehouse folder. Flows out: an in-memory DuckDB connection that owns no data: its base views
+(`stored_runs`, `stored_models`, ...) read exactly the Parquet files that manifest entries list, and the
+files of `warehouse/views`, in sorted order, are one view each (`12_layer_effects.sql` is `layer_effects`).
+A table without files is an empty view with the right columns, so an empty warehouse gives empty tables.
+
+Views stand on views, and DuckDB would work out a shared one anew at each mention (`layer_effects` some
+forty times in `steerability_by_method`). A view whose header says `build: once` is small and much shared:
+`prepare` works it out once per connection and keeps it as a table of the same name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import QueryError, WarehouseError
+from pipeline.resources import resource_dir
+from pipeline.warehouse.manifest import Warehouse
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow as pa
+
+_BUILD_ONCE = re.compile(r"^-- build: +once\b", re.MULTILINE)
+_SOURCE = re.compile(r"\b(?:from|join)\s+([a-z_]+)")
+_VIEW_FILE = re.compile(r"\d+_([a-z][a-z0-9_]*)\.sql")
+
+
+def view_files() -> dict[str, Path]:
+    """View name -> its SQL file, in build order."""
+    views: dict[str, Path] = {}
+    for path in sorted((resource_dir("warehouse") / "views").glob("*.sql")):
+        match = _VIEW_FILE.fullmatch(path.name)
+        assert match, f"{path.name}: a view's file is named NUMBER_name.sql"
+        views[match[1]] = path
+    return views
+
+
+def stored_view_sql(table: str, files: Sequence[Path]) -> str:
+    """The SELECT of the base view of `table` over `files`: partition columns first, then the schema's."""
+    from pipeline.schemas import TABLES
+
+    schema, partitions = TABLES[table]
+    types = {name: "VARCHAR" for name in partitions} | {field.name: _sql_type(field.type) for field in schema}
+    if not files:
+        columns = ", ".join(f'cast(null as {sql_type}) as "{name}"' for name, sql_type in types.items())
+        return f"select {columns} where false"
+    columns = ", ".join(f'"{name}"' for name in types)
+    paths = ", ".join(quoted(str(path)) for path in files)
+    hive = ", ".join(f"{name}: VARCHAR" for name in partitions)
+    return f"select {columns} from read_parquet([{paths}], hive_partitioning = true, hive_types = {{{hive}}})"
+
+
+def connect(
+    root: str | os.PathLike[str],
+    *,
+    read_only_sql: bool = False,
+    memory_limit: str | None = None,
+    threads: int | None = None,
+) -> duckdb.DuckDBPyConnection:
+    """A connection with every view over the warehouse at `root`.
+
+    It shows the warehouse as it is now; what is published later needs a new connection. `memory_limit` is
+    DuckDB's ("2GB"). With `read_only_sql` the connection opens the listed files and nothing else, spills
+    nothing to disk, and its settings are locked: `query.run_query` is the way to run SQL from outside.
+
+    Raises WarehouseError when the warehouse is missing, damaged, or of another schema version.
+    """
+    import duckdb
+
+    from pipeline.schemas import TABLES
+
+    files = Warehouse.open(root).listed_files()
+    con = duckdb.connect(":memory:", config=_config(read_only_sql, threads))
+    try:
+        if memory_limit is not None:
+            try:
+                con.execute(f"set memory_limit = {quoted(memory_limit)}")
+            except duckdb.Error as error:
+                raise QueryError(f"memory limit {memory_limit!r} is not one, give one such as 2GB") from error
+        con.execute("set TimeZone = 'UTC'")
+        selects = {f"stored_{table}": stored_view_sql(table, files.get(table, [])) for table in TABLES}
+        selects |= {name: path.read_text(encoding="utf-8") for name, path in view_files().items()}
+        _create_views(con, selects, root)
+        if read_only_sql:
+            _lock(con, [path for table in TABLES for path in files.get(table, [])])
+    except BaseException:
+        con.close()
+        raise
+    return con
+
+
+def prepare(con: duckdb.DuckDBPyConnection, names: Iterable[str]) -> None:
+    """Work out, once, every `build: once` view that the views `names` stand on (they themselves included).
+
+    Changes no result, only the time. Names that are no views are passed over.
+    """
+    files = view_files()
+    done = {row[0] for row in con.execute("select table_name from duckdb_tables()").fetchall()}
+    texts: dict[str, str] = {}
+    waiting = [name for name in names if name in files]
+    while waiting:
+        name = waiting.pop()
+        if name not in texts and name not in done:
+            texts[name] = files[name].read_text(encoding="utf-8")
+            waiting += [source for source in _SOURCE.findall(texts[name]) if source in files]
+    for name in files:  # build order
+        if name in texts and _BUILD_ONCE.search(texts[name]):
+            con.execute(f'create or replace table "{name} once" as from "{name}"')
+            con.execute(f'drop view "{name}"')
+            con.execute(f'alter table "{name} once" rename to "{name}"')
+
+
+def quoted(text: str) -> str:
+    """`text` as an SQL string literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _config(read_only_sql: bool, threads: int | None) -> dict[str, str]:
+    # DuckDB's default is a folder in the working directory
+    spill = "" if read_only_sql else str(Path(tempfile.gettempdir()) / f"steer-duckdb-{os.getpid()}")
+    config = {
+        "autoinstall_known_extensions": "false",
+        "autoload_known_extensions": "false",
+        "python_enable_replacements": "false",  # a Python variable is no table
+        "temp_directory": spill,
+    }
+    if threads is not None:
+        config["threads"] = str(threads)
+    return config
+
+
+def _create_views(con: duckdb.DuckDBPyConnection, selects: Mapping[str, str], root: str | os.PathLike[str]) -> None:
+    """Create the views, each bound against empty stand-ins of those before it.
+
+    Bound against each other, every view would bind the whole tree below it again: half a second in all.
+    """
+    import duckdb
+
+    for name, select in selects.items():
+        try:
+            con.execute(f'create table "{name}" as {select}\nwith no data')
+        except (duckdb.IOException, duckdb.InvalidInputException) as error:
+            raise WarehouseError(f"warehouse {root}: cannot read a file of {name}: {error}") from error
+    for name, select in reversed(list(selects.items())):
+        con.execute(f'drop table "{name}"')
+        con.execute(f'create view "{name}" as {select}')
+
+
+def _lock(con: duckdb.DuckDBPyConnection, files: Sequence[Path]) -> None:
+    """From here on: no file but `files`, no extension, no setting."""
+    paths = ", ".join(quoted(str(path)) for path in files)
+    con.execute(f"set allowed_paths = [{paths}]")
+    con.execute("set enable_external_access = false")
+    con.execute("set lock_configuration = true")
+
+
+def _sql_type(arrow: pa.DataType) -> str:
+    import pyarrow as pa
+
+    names: Mapping[pa.DataType, str] = {
+        pa.string(): "VARCHAR",
+        pa.int32(): "INTEGER",
+        pa.int64(): "BIGINT",
+        pa.float32(): "FLOAT",
+        pa.float64(): "DOUBLE",
+        pa.list_(pa.float32()): "FLOAT[]",
+        pa.timestamp("us", tz="UTC"): "TIMESTAMP WITH TIME ZONE",
+    }
+    assert arrow in names, f"no SQL type is declared for {arrow}"
+    return names[arrow]

@@ -1,0 +1,413 @@
+"""Written equals read; published in one step or not at all; damage is named, never read past."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import WarehouseError
+from pipeline.schemas import SCHEMA_VERSION, SCORES
+from pipeline.warehouse.layout import manifest_path
+from pipeline.warehouse.manifest import DataFile, PartitionKey, Warehouse
+from pipeline.warehouse.query import run_query
+from pipeline.warehouse.views import connect
+from tests.warehouse.planted import FINGERPRINT, PlantedStudy, draw_logits, publish_scores, score_table
+
+KEY = PartitionKey("R", "score", "M", "C")
+
+
+def some_scores(seed: int = 0, num_prompts: int = 4) -> pa.Table:
+    logits = draw_logits(np.random.default_rng(seed), [1.0, 2.0], (-1.0, 0.0, 1.0), num_prompts)
+    return score_table(logits, (3, 4), (-1.0, 0.0, 1.0))
+
+
+def num_visible(wh: Warehouse) -> int:
+    row = connect(wh.root).execute("select count(*) from scores").fetchone()
+    assert row is not None
+    return row[0]
+
+
+# --- names -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../x", "a/b", "a b", "a=b", "-x", ".hidden", "x\n", "é", "a\\b", "x" * 201, "*"]
+)
+@pytest.mark.parametrize("part", ["run", "model", "concept"])
+def test_a_name_that_could_leave_the_warehouse_is_refused(part: str, name: str) -> None:
+    with pytest.raises(WarehouseError, match=f"{part} name"):
+        PartitionKey(**({"run": "R", "stage": "score"} | {part: name}))
+
+
+def test_an_unknown_stage_is_refused() -> None:
+    with pytest.raises(WarehouseError, match="no stage 'scores'"):
+        PartitionKey("R", "scores")
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../x", "scores/../../x", "", "a\\..\\b"])
+def test_a_data_file_outside_the_root_is_refused(path: str) -> None:
+    with pytest.raises(WarehouseError, match="not inside"):
+        DataFile("scores", path, 0, 0, "")
+
+
+def test_names_that_look_like_numbers_or_null_stay_text(wh: Warehouse) -> None:
+    for name in ("123", "NULL", "true", "1e5", "2024-01-01"):
+        publish_scores(wh, name, name, name, [some_scores()])
+    found = connect(wh.root).execute("select distinct run, model, concept from scores order by run").fetchall()
+    assert found == [(name, name, name) for name in ("123", "1e5", "2024-01-01", "NULL", "true")]
+
+
+# --- opening -----------------------------------------------------------------------------------------
+
+
+def test_open_names_the_fix_when_there_is_no_warehouse(tmp_path: Path) -> None:
+    with pytest.raises(WarehouseError, match=r"is not there.*steer run"):
+        Warehouse.open(tmp_path / "none")
+    with pytest.raises(WarehouseError, match="is not a warehouse"):
+        Warehouse.open(tmp_path)
+
+
+def test_create_refuses_a_folder_of_other_things(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(WarehouseError, match="not empty"):
+        Warehouse.create(tmp_path)
+    assert [child.name for child in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_create_twice_opens_the_same_and_leaves_no_probe(tmp_path: Path) -> None:
+    Warehouse.create(tmp_path / "w")
+    wh = Warehouse.create(tmp_path / "w")
+    assert Warehouse.open(tmp_path / "w").root == wh.root
+    assert [child.name for child in wh.root.iterdir()] == ["warehouse.json"]
+
+
+def test_another_schema_version_is_refused(wh: Warehouse) -> None:
+    marker = wh.root / "warehouse.json"
+    marker.write_text(marker.read_text().replace(f": {SCHEMA_VERSION}", ": 99"))
+    for call in (Warehouse.open, Warehouse.create, connect):
+        with pytest.raises(WarehouseError, match=rf"schema version 99.*version {SCHEMA_VERSION}"):
+            call(wh.root)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"kind": "cellar", "schema_version": 1}'])
+def test_a_broken_marker_is_named(wh: Warehouse, text: str) -> None:
+    (wh.root / "warehouse.json").write_text(text)
+    with pytest.raises(WarehouseError, match=r"warehouse\.json"):
+        Warehouse.open(wh.root)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(WarehouseError, match=r"cannot write.*check that"):
+        Warehouse.create(tmp_path / "file" / "warehouse")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes into folders without write permission")
+def test_a_folder_without_write_permission_is_named(tmp_path: Path) -> None:
+    (tmp_path / "w").mkdir(mode=0o500)
+    with pytest.raises(WarehouseError, match="cannot write"):
+        Warehouse.create(tmp_path / "w")
+
+
+@pytest.mark.parametrize("name", ["run=1", "a*", "what?", "[x]"])
+def test_a_root_that_duckdb_would_read_as_a_pattern_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(WarehouseError, match="in its name"):
+        Warehouse.create(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["it's", "a b", "é", "x]y", "a;b", 'q"q', "100%25"])
+def test_other_odd_roots_work(tmp_path: Path, name: str) -> None:
+    wh = Warehouse.create(tmp_path / name)
+    publish_scores(wh, "R", "M", "C", [some_scores()])
+    assert num_visible(wh) == 24
+    assert run_query(wh.root, "select count(*) from scores").rows == [(24,)]
+
+
+def test_a_warehouse_behind_a_link_works(wh: Warehouse, tmp_path: Path) -> None:
+    publish_scores(wh, "R", "M", "C", [some_scores()])
+    (tmp_path / "link").symlink_to(wh.root)
+    assert Warehouse.open(tmp_path / "link").is_complete(KEY, FINGERPRINT)
+    assert run_query(tmp_path / "link", "select count(*) from scores").rows == [(24,)]
+
+
+def test_an_empty_warehouse_answers_queries(wh: Warehouse) -> None:
+    assert run_query(wh.root, "select count(*) from best_layers").rows == [(0,)]
+
+
+# --- written equals read -----------------------------------------------------------------------------
+
+
+def test_written_scores_equal_read_scores(wh: Warehouse) -> None:
+    data = some_scores()
+    publish_scores(wh, "R", "M", "C", [data])
+    columns = ", ".join(SCORES.names)
+    rows = connect(wh.root).execute(f"select {columns} from scores").fetchall()
+    read = pa.Table.from_pylist([dict(zip(SCORES.names, row, strict=True)) for row in rows], schema=SCORES)
+    order = [("layer", "ascending"), ("strength", "ascending"), ("prompt", "ascending")]
+    assert read.sort_by(order).equals(data.select(SCORES.names).cast(SCORES).sort_by(order))
+
+
+def test_write_table_casts_to_the_declared_schema_and_describes_what_it_wrote(wh: Warehouse) -> None:
+    data = some_scores()
+    wide = data.set_column(data.schema.get_field_index("layer"), "layer", data["layer"].cast(pa.int64()))
+    file = wh.write_table("scores", KEY, wide.select(list(reversed(wide.column_names))))
+    assert pq.read_schema(wh.root / file.path).equals(SCORES)
+    assert (file.num_rows, file.num_bytes) == (24, (wh.root / file.path).stat().st_size)
+    assert file.path.startswith("scores/run=R/model=M/concept=C/part-")
+    assert wh.describe("scores", wh.root / file.path) == file
+
+
+def test_write_table_refuses_other_columns_and_values_that_do_not_fit(wh: Warehouse) -> None:
+    data = some_scores()
+    with pytest.raises(WarehouseError, match="missing: logsumexp;"):
+        wh.write_table("scores", KEY, data.drop_columns(["logsumexp"]))
+    with pytest.raises(WarehouseError, match="not among them: mood"):
+        wh.write_table("scores", KEY, data.append_column("mood", data["layer"]))
+    with pytest.raises(WarehouseError, match="does not fit"):
+        wh.write_table(
+            "scores",
+            KEY,
+            data.set_column(1, "matching", data["strength"]).set_column(2, "layer", pa.array(["deep"] * 24)),
+        )
+    with pytest.raises(WarehouseError, match="lacks concept"):
+        wh.write_table("scores", PartitionKey("R", "score", "M"), data)
+    with pytest.raises(WarehouseError, match="no table 'score'"):
+        wh.new_file("score", KEY)
+
+
+def test_describe_refuses_files_of_another_schema_or_place(wh: Warehouse, tmp_path: Path) -> None:
+    path = wh.new_file("scores", KEY)
+    pq.write_table(some_scores(), path)
+    assert wh.describe("scores", path).num_rows == 24
+    pq.write_table(
+        some_scores().cast(
+            pa.schema(
+                [
+                    field.with_type(pa.float64()) if field.name == "logsumexp" else field
+                    for field in some_scores().schema
+                ]
+            )
+        ),
+        path,
+    )
+    with pytest.raises(WarehouseError, match="logsumexp as double; it must be float"):
+        wh.describe("scores", path)
+    path.write_bytes(b"PAR1")
+    with pytest.raises(WarehouseError, match="no readable Parquet"):
+        wh.describe("scores", path)
+    pq.write_table(some_scores(), tmp_path / "elsewhere.parquet")
+    with pytest.raises(WarehouseError, match="not inside the warehouse"):
+        wh.describe("scores", tmp_path / "elsewhere.parquet")
+
+
+def test_files_of_one_table_may_order_their_columns_differently(wh: Warehouse) -> None:
+    first, second = wh.new_file("scores", KEY), wh.new_file("scores", KEY)
+    data = some_scores().cast(pa.schema([SCORES.field(name) for name in some_scores().column_names]))
+    pq.write_table(data, first)
+    pq.write_table(data.select(list(reversed(data.column_names))), second)
+    wh.publish(KEY, [wh.describe("scores", first), wh.describe("scores", second)], FINGERPRINT)
+    rows = (
+        connect(wh.root)
+        .execute("select count(*), count(distinct logit_matching - logit_other + logsumexp) from scores")
+        .fetchone()
+    )
+    assert rows == (48, 24)
+
+
+def test_an_entry_comes_back_as_it_was_published(wh: Warehouse) -> None:
+    file = wh.write_table("scores", KEY, some_scores())
+    side = wh.new_file("", KEY, ".safetensors")
+    side.write_bytes(b"12345")
+    entry = wh.publish(KEY, [file, wh.describe("", side)], "fp", {"seconds": 1.5, "devices": ["cpu"]})
+    assert wh.entry(KEY) == entry
+    assert wh.entries() == wh.entries("R") == [entry]
+    assert wh.entries("other") == []
+    assert (entry.files[1].table, entry.files[1].num_bytes) == ("", 5)
+    assert side.name.startswith("score-")
+
+
+# --- exactly once ------------------------------------------------------------------------------------
+
+
+def test_an_unlisted_file_is_invisible(wh: Warehouse) -> None:
+    publish_scores(wh, "R", "M", "C", [some_scores()])
+    wh.write_table("scores", KEY, some_scores(1))
+    assert num_visible(wh) == 24
+
+
+def test_publishing_again_swaps_the_partition_whole(wh: Warehouse) -> None:
+    old = publish_scores(wh, "R", "M", "C", [some_scores(0), some_scores(1)])
+    publish_scores(wh, "R", "M", "other", [some_scores(2)])
+    publish_scores(wh, "R", "M", "C", [some_scores(3, num_prompts=5)])
+    assert num_visible(wh) == 30 + 24
+    assert not any((wh.root / file.path).exists() for file in old)
+
+
+def test_a_crash_before_the_manifest_leaves_the_old_state(wh: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish_scores(wh, "R", "M", "C", [some_scores()])
+    before = wh.entries()
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", crash)
+        with pytest.raises(KeyboardInterrupt):
+            publish_scores(wh, "R", "M", "C", [some_scores(1, num_prompts=9)])
+    assert wh.entries() == before
+    assert num_visible(wh) == 24
+    assert wh.sweep("R") == 1
+    assert num_visible(wh) == 24
+
+
+def test_a_process_killed_between_file_and_manifest_leaves_the_old_state(wh: Warehouse) -> None:
+    publish_scores(wh, "R", "M", "C", [some_scores()])
+    script = (
+        "import os, sys, pyarrow.parquet as pq\n"
+        "from pipeline.warehouse.manifest import PartitionKey, Warehouse\n"
+        "wh, key = Warehouse.open(sys.argv[1]), PartitionKey('R', 'score', 'M', 'C')\n"
+        "os.replace = lambda *_: os.kill(os.getpid(), 9)\n"
+        "file = wh.write_table('scores', key, pq.read_table(sys.argv[2], partitioning=None))\n"
+        "wh.publish(key, [file], 'new')\n"
+    )
+    listed = wh.entries()[0].files[0].path
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(wh.root), str(wh.root / listed)], env=environment, check=False
+    )
+    assert done.returncode == -9
+    assert num_visible(wh) == 24
+    assert wh.is_complete(KEY, FINGERPRINT)
+    assert wh.sweep("R") == 1
+    assert not list(wh.root.rglob("*.tmp"))
+
+
+def test_sweep_deletes_lost_attempts_of_its_run_only(wh: Warehouse) -> None:
+    publish_scores(wh, "R", "M", "C", [some_scores()])
+    wh.write_table("scores", KEY, some_scores(1))
+    wh.write_table("scores", PartitionKey("R", "score", "M", "never"), some_scores(1))
+    other = wh.write_table("scores", PartitionKey("S", "score", "M", "C"), some_scores(1))
+    wh.new_file("", KEY, ".safetensors").write_bytes(b"x")
+    assert wh.sweep("R") == 3
+    assert wh.sweep("R") == 0
+    assert num_visible(wh) == 24
+    assert (wh.root / other.path).exists()
+    assert not (wh.root / "scores/run=R/model=M/concept=never").exists()
+
+
+def test_retract_takes_the_partition_out(wh: Warehouse) -> None:
+    publish_scores(wh, "R", "M", "C", [some_scores()])
+    assert wh.retract(KEY) is True
+    assert wh.retract(KEY) is False
+    assert num_visible(wh) == 0
+    assert not list(wh.root.rglob("*.parquet"))
+
+
+def test_publish_refuses_files_that_are_not_the_partitions_own(wh: Warehouse) -> None:
+    file = wh.write_table("scores", KEY, some_scores())
+    with pytest.raises(WarehouseError, match="does not lie in"):
+        wh.publish(PartitionKey("R", "score", "M", "D"), [file], "fp")
+    with pytest.raises(WarehouseError, match="twice"):
+        wh.publish(KEY, [file, file], "fp")
+    (wh.root / file.path).unlink()
+    with pytest.raises(WarehouseError, match="is missing"):
+        wh.publish(KEY, [file], "fp")
+    assert wh.entries() == []
+
+
+# --- complete, and damaged ---------------------------------------------------------------------------
+
+
+def test_complete_means_published_from_the_same_and_all_there(wh: Warehouse) -> None:
+    assert not wh.is_complete(KEY, FINGERPRINT)
+    [file] = publish_scores(wh, "R", "M", "C", [some_scores()])
+    assert wh.is_complete(KEY, FINGERPRINT)
+    assert not wh.is_complete(KEY, "of something else")
+    path = wh.root / file.path
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    assert not wh.is_complete(KEY, FINGERPRINT)
+    path.unlink()
+    assert not wh.is_complete(KEY, FINGERPRINT)
+
+
+def test_readers_name_a_missing_or_truncated_file_and_the_fix(wh: Warehouse) -> None:
+    [file] = publish_scores(wh, "R", "M", "C", [some_scores()])
+    path = wh.root / file.path
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(WarehouseError, match=rf"{path.name} has \d+ bytes instead of .*--resume"):
+        connect(wh.root)
+    path.unlink()
+    with pytest.raises(WarehouseError, match=rf"{path.name} is missing.*--resume"):
+        connect(wh.root)
+
+
+def test_readers_name_a_file_overwritten_in_place(wh: Warehouse) -> None:
+    [file] = publish_scores(wh, "R", "M", "C", [some_scores()])
+    (wh.root / file.path).write_bytes(b"\0" * file.num_bytes)
+    with pytest.raises(WarehouseError, match="cannot read"):
+        connect(wh.root)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"key": {"run": "R", "stage": "score"}}'])
+def test_a_broken_manifest_is_named_and_can_be_published_over(wh: Warehouse, text: str) -> None:
+    publish_scores(wh, "R", "M", "C", [some_scores()])
+    path = wh.root / manifest_path(KEY)
+    path.write_text(text)
+    assert not wh.is_complete(KEY, FINGERPRINT)
+    with pytest.raises(WarehouseError, match=r"stage=score\.json is unreadable.*delete it"):
+        connect(wh.root)
+    with pytest.raises(WarehouseError, match="unreadable"):
+        wh.sweep("R")
+    publish_scores(wh, "R", "M", "C", [some_scores()])
+    assert num_visible(wh) == 24
+    assert wh.sweep("R") == 1
+
+
+@pytest.mark.parametrize("path", ["../outside.parquet", "/etc/passwd", "scores/run=S/model=M/concept=C/p.parquet"])
+def test_a_manifest_that_points_elsewhere_is_refused(wh: Warehouse, path: str) -> None:
+    publish_scores(wh, "R", "M", "C", [some_scores()])
+    manifest = wh.root / manifest_path(KEY)
+    value = json.loads(manifest.read_text())
+    value["files"][0]["path"] = path
+    manifest.write_text(json.dumps(value))
+    with pytest.raises(WarehouseError, match="unreadable"):
+        connect(wh.root)
+
+
+def test_a_manifest_moved_to_another_key_is_refused(wh: Warehouse) -> None:
+    publish_scores(wh, "R", "M", "C", [some_scores()])
+    manifest = wh.root / manifest_path(KEY)
+    target = wh.root / manifest_path(PartitionKey("R", "score", "M", "D"))
+    target.parent.mkdir()
+    manifest.rename(target)
+    with pytest.raises(WarehouseError, match="it is the entry of"):
+        wh.entries()
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    script = (
+        "import sys, pipeline.warehouse, pipeline.warehouse.manifest, pipeline.warehouse.tables\n"
+        "heavy = {'torch', 'ray', 'duckdb', 'pyarrow', 'numpy', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+
+
+def test_a_query_needs_neither_torch_nor_ray(planted: PlantedStudy) -> None:
+    script = (
+        "import sys\nfrom pipeline.warehouse.query import run_query\n"
+        "run_query(sys.argv[1], 'select model from steerability_by_model')\n"
+        "heavy = {'torch', 'ray', 'pandas'} & set(sys.modules)\nassert not heavy, heavy\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", script, str(planted.root)], env=environment, check=True)

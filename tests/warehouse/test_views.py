@@ -1,0 +1,393 @@
+"""Every figure of the views against numpy on the same planted numbers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import duckdb
+import numpy as np
+import pytest
+
+from pipeline.schemas import TABLES as STORED
+from pipeline.warehouse.manifest import Warehouse
+from pipeline.warehouse.views import connect, prepare, view_files
+from tests.warehouse.planted import PlantedStudy, draw_logits, publish_scores, score_table
+
+CLOSE = {"rtol": 1e-9, "atol": 1e-9}
+
+
+def rows_of(con: duckdb.DuckDBPyConnection, view: str, where: str = "true") -> list[dict[str, Any]]:
+    cursor = con.execute(f"select * from {view} where {where} order by all")
+    names = [column[0] for column in cursor.description]
+    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+
+@pytest.fixture(scope="module")
+def con(planted: PlantedStudy) -> duckdb.DuckDBPyConnection:
+    return connect(planted.root)
+
+
+def assert_alike(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> None:
+    """Equal, but for the order in which threads add up floats."""
+    for one, other in zip(first, second, strict=True):
+        assert one.keys() == other.keys()
+        for column, value in one.items():
+            expected = pytest.approx(other[column], rel=1e-12) if isinstance(value, float) else other[column]
+            assert value == expected, column
+
+
+def bootstrap_width(effects: np.ndarray, num_draws: int = 20_000) -> tuple[float, float]:
+    """2.5 and 97.5 percentile of the mean of `effects` `[prompts]` drawn with replacement."""
+    rng = np.random.default_rng(1)
+    drawn = effects[rng.integers(0, len(effects), (num_draws, len(effects)))].mean(axis=1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(low), float(high)
+
+
+# --- the files ---------------------------------------------------------------------------------------
+
+
+def test_each_view_file_states_its_grain_source_formula_and_caveat_and_lists_its_columns() -> None:
+    for view, path in view_files().items():
+        text = path.read_text(encoding="utf-8")
+        for field in ("grain:", "source:", "formula:", "caveat:"):
+            assert re.search(rf"^-- {field}", text, re.MULTILINE), f"{view} lacks {field}"
+        code = re.sub(r"--.*", "", text)
+        assert not re.search(r"select\s+\*|\.\*|group by\s+\d|order by\s+\d|using\s*\(", code), view
+        assert max(len(line) for line in text.splitlines()) <= 110, view
+
+
+def test_the_views_of_the_contract_are_there_with_their_columns(con: duckdb.DuckDBPyConnection) -> None:
+    expected = {
+        "runs": "run",
+        "models": "run model",
+        "prompts": "run concept prompt",
+        "vectors": "run model concept layer",
+        "scores": "run model concept prompt layer strength positions logit_matching logit_other logsumexp "
+        "logit_diff_matching choice_mass",
+        "layer_effects": "run model concept layer delta cohens_d",
+        "best_layers": "model concept layer depth delta cohens_d",
+        "steerability_by_model": "model avg_delta avg_cohens_d num_concepts",
+        "steerability_by_concept": "concept avg_delta num_models",
+        "steerability_by_method": "method avg_delta num_models",
+        "steerability_by_architecture": "architecture avg_delta num_models",
+    }
+    for view, columns in expected.items():
+        found = [row[0] for row in con.execute(f"describe {view}").fetchall()]
+        assert not set(columns.split()) - set(found), view
+        assert found[0] == "run"
+    for table, (schema, partitions) in STORED.items():
+        found = [row[0] for row in con.execute(f"describe {table}").fetchall()]
+        assert not {*partitions, *schema.names} - set(found), table
+
+
+# --- scores ------------------------------------------------------------------------------------------
+
+
+def test_score_differences_and_choice_mass_are_worked_out_in_double(
+    con: duckdb.DuckDBPyConnection, planted: PlantedStudy
+) -> None:
+    for (model, concept), logits in planted.logits.items():
+        found = con.execute(
+            "select logit_diff_matching, choice_mass from scores where model = ? and concept = ? "
+            "order by layer, strength, prompt",
+            [model, concept],
+        ).fetchall()
+        double = logits.astype(np.float64)
+        np.testing.assert_array_equal([row[0] for row in found], (double[..., 0] - double[..., 1]).ravel())
+        np.testing.assert_allclose([row[1] for row in found], planted.choice_mass(model, concept).ravel(), **CLOSE)
+
+
+# --- effects -----------------------------------------------------------------------------------------
+
+
+def test_layer_effects_equal_numpy(con: duckdb.DuckDBPyConnection, planted: PlantedStudy) -> None:
+    for model, concept in planted.logits:
+        minus, baseline, plus = planted.arms(model, concept)
+        mass = planted.choice_mass(model, concept)[:, 1]
+        found = rows_of(con, "layer_effects", f"model = '{model}' and concept = '{concept}'")
+        assert [row["layer"] for row in found] == list(planted.layers)
+        delta = (plus - minus).mean(1)
+        is_a = np.arange(planted.num_prompts) % 2 == 0
+        expected = {
+            "depth": np.asarray(planted.layers) / planted.num_layers,
+            "num_prompts": np.full(len(delta), planted.num_prompts),
+            "strength": np.ones(len(delta)),
+            "mean_baseline": baseline.mean(1),
+            "mean_plus": plus.mean(1),
+            "mean_minus": minus.mean(1),
+            "delta": delta,
+            "delta_plus_arm": (plus - baseline).mean(1),
+            "delta_minus_arm": (baseline - minus).mean(1),
+            "cohens_d": delta / np.sqrt((plus.var(1, ddof=1) + minus.var(1, ddof=1)) / 2),
+            "glass_delta": delta / baseline.std(1, ddof=1),
+            "wrong_way_share": (plus - minus < 0).mean(1),
+            "position_bias": (baseline[:, is_a].mean(1) - baseline[:, ~is_a].mean(1)) / 2,
+            "median_choice_mass": np.median(mass, axis=1),
+            "vector_norm": 2.0 + np.asarray(planted.layers),
+            "residual_norm": 20.0 + np.asarray(planted.layers),
+        }
+        for column, values in expected.items():
+            np.testing.assert_allclose([row[column] for row in found], values, err_msg=column, **CLOSE)
+
+
+def test_best_layers_find_the_planted_layer_with_its_figures(
+    con: duckdb.DuckDBPyConnection, planted: PlantedStudy
+) -> None:
+    found = {(row["model"], row["concept"]): row for row in rows_of(con, "best_layers")}
+    assert set(found) == set(planted.logits)
+    for (model, concept), row in found.items():
+        minus, _, plus = planted.arms(model, concept)
+        effects = plus - minus
+        best = int(np.argmax(effects.mean(1)))
+        assert planted.layers[best] == (6 if concept == "honest" else 7)
+        assert (row["layer"], row["depth"]) == (planted.layers[best], planted.layers[best] / planted.num_layers)
+        assert row["delta"] == pytest.approx(effects[best].mean(), rel=1e-9)
+        controls = planted.control_effects(model, concept)[:, best]
+        assert row["num_controls"] == planted.num_controls
+        assert row["control_delta_mean"] == pytest.approx(controls.mean(), abs=1e-9)
+        assert row["control_delta_max_abs"] == pytest.approx(np.abs(controls.mean(1)).max(), abs=1e-9)
+        for low, high, values in (
+            (row["delta_low"], row["delta_high"], effects[best]),
+            (row["control_delta_low"], row["control_delta_high"], controls.mean(0)),
+        ):
+            reference = bootstrap_width(values)
+            assert low < values.mean() < high
+            assert high - low == pytest.approx(reference[1] - reference[0], rel=0.12)
+            assert low == pytest.approx(reference[0], abs=0.1 * (reference[1] - reference[0]))
+
+
+@pytest.mark.parametrize("num_prompts", [40, 64, 200])
+def test_draws_are_as_wide_as_draws_with_replacement_for_any_pattern_of_effects(
+    wh: Warehouse, num_prompts: int
+) -> None:
+    patterns = [(np.arange(num_prompts) >> bit & 1).astype(np.float32) for bit in range(6)]
+    for bit, pattern in enumerate(patterns):
+        logits = np.zeros((1, 2, num_prompts, 3), np.float32)
+        logits[0, 1, :, 0], logits[..., 2] = pattern, 5.0
+        publish_scores(wh, "R", f"m{bit}", "C", [score_table(logits, (3,), (-1.0, 1.0))])
+    found = connect(wh.root).execute("select stddev_samp(delta) from best_layer_draws group by model order by model")
+    ratios = [
+        row[0] / (pattern.std() / np.sqrt(num_prompts)) for row, pattern in zip(found.fetchall(), patterns, strict=True)
+    ]
+    np.testing.assert_allclose(ratios, 1.0, atol=0.1)  # 4.5 standard errors of 1,000 draws
+
+
+def test_a_tie_goes_to_the_lowest_layer(wh: Warehouse) -> None:
+    logits = np.repeat(draw_logits(np.random.default_rng(0), [2.0], (-1.0, 1.0), 6), 3, axis=0)
+    publish_scores(wh, "R", "M", "C", [score_table(logits, (9, 10, 11), (-1.0, 1.0))])
+    assert [row["layer"] for row in rows_of(connect(wh.root), "best_layers")] == [9]
+
+
+def test_held_out_effects_equal_a_naive_cross_fit(con: duckdb.DuckDBPyConnection, planted: PlantedStudy) -> None:
+    for model, concept in planted.logits:
+        minus, _, plus = planted.arms(model, concept)
+        effects = plus - minus  # [layers, prompts]
+        ranks = con.execute(
+            "select dense_rank() over (order by hash(?::varchar, prompt), prompt) from "
+            "(select distinct prompt from scores) order by prompt",
+            [concept],
+        ).fetchall()
+        fold = np.array([row[0] for row in ranks]) % 5
+        judged = np.empty(effects.shape[1])
+        for k in range(5):
+            chosen = int(np.argmax(effects[:, fold != k].mean(1)))
+            judged[fold == k] = effects[chosen, fold == k]
+        [row] = rows_of(con, "held_out_effects", f"model = '{model}' and concept = '{concept}'")
+        assert (row["num_folds"], row["num_prompts"]) == (5, planted.num_prompts)
+        assert row["delta"] == pytest.approx(judged.mean(), rel=1e-9)
+
+
+def test_with_no_true_effect_the_held_out_delta_is_not_flattered(wh: Warehouse) -> None:
+    rng = np.random.default_rng(3)
+    for number in range(20):
+        logits = draw_logits(rng, [0.0] * 12, (-1.0, 1.0), 30)
+        publish_scores(wh, "R", f"m{number}", "C", [score_table(logits, range(12), (-1.0, 1.0))])
+    rows = rows_of(connect(wh.root), "best_layers")
+    assert np.mean([row["delta"] for row in rows]) > 0.2
+    assert abs(np.mean([row["held_out_delta"] for row in rows])) < 0.1
+
+
+def test_control_effects_equal_numpy(con: duckdb.DuckDBPyConnection, planted: PlantedStudy) -> None:
+    for model, concept in planted.logits:
+        effects = planted.control_effects(model, concept)  # [controls, layers, prompts]
+        found = rows_of(con, "control_effects", f"model = '{model}' and concept = '{concept}'")
+        means = effects.mean(2)
+        np.testing.assert_allclose([row["mean_delta"] for row in found], means.mean(0), **CLOSE)
+        np.testing.assert_allclose([row["mean_abs_delta"] for row in found], np.abs(means).mean(0), **CLOSE)
+        np.testing.assert_allclose([row["max_abs_delta"] for row in found], np.abs(means).max(0), **CLOSE)
+        by_prompt = effects.mean(0)
+        half = 1.96 * by_prompt.std(1, ddof=1) / np.sqrt(planted.num_prompts)
+        np.testing.assert_allclose([row["delta_high"] for row in found], by_prompt.mean(1) + half, **CLOSE)
+        np.testing.assert_allclose([row["delta_low"] for row in found], by_prompt.mean(1) - half, **CLOSE)
+
+
+# --- averages ----------------------------------------------------------------------------------------
+
+
+def test_averages_equal_numpy(con: duckdb.DuckDBPyConnection, planted: PlantedStudy) -> None:
+    best: dict[tuple[str, str], dict[str, Any]] = {
+        (row["model"], row["concept"]): row for row in rows_of(con, "best_layers")
+    }
+    draws: dict[tuple[str, str], np.ndarray] = {
+        cell: np.array(
+            con.execute(
+                "select delta from best_layer_draws where model = ? and concept = ? order by draw", cell
+            ).fetchall()
+        ).ravel()
+        for cell in best
+    }
+    methods = {"small": "distilled", "large": "full_rl", "mixed": "unknown"}
+    architectures = {"small": "dense", "large": "dense", "mixed": "moe"}
+    by_model = {row["model"]: row for row in rows_of(con, "steerability_by_model")}
+    for model in planted.models:
+        cells = [(model, concept) for concept in planted.concepts]
+        row = by_model[model]
+        assert row["avg_delta"] == pytest.approx(np.mean([best[cell]["delta"] for cell in cells]))
+        assert row["avg_cohens_d"] == pytest.approx(np.mean([best[cell]["cohens_d"] for cell in cells]))
+        assert (row["num_concepts"], row["num_prompts"]) == (2, 2 * planted.num_prompts)
+        low, high = np.quantile(np.mean([draws[cell] for cell in cells], axis=0), [0.025, 0.975])
+        assert (row["avg_delta_low"], row["avg_delta_high"]) == (pytest.approx(low), pytest.approx(high))
+    for row in rows_of(con, "steerability_by_concept"):
+        cells = [(model, row["concept"]) for model in planted.models]
+        assert row["num_models"] == 3
+        assert row["avg_delta"] == pytest.approx(np.mean([best[cell]["delta"] for cell in cells]))
+        low, high = np.quantile(np.mean([draws[cell] for cell in cells], axis=0), [0.025, 0.975])
+        assert (row["avg_delta_low"], row["avg_delta_high"]) == (pytest.approx(low), pytest.approx(high))
+    for view, column, groups in (
+        ("steerability_by_method", "method", methods),
+        ("steerability_by_architecture", "architecture", architectures),
+    ):
+        found = {row[column]: row for row in rows_of(con, view)}
+        assert set(found) == set(groups.values())
+        for group, row in found.items():
+            members = [model for model in planted.models if groups[model] == group]
+            deltas = [by_model[model]["avg_delta"] for model in members]
+            assert row["num_models"] == len(members)
+            assert row["avg_delta"] == pytest.approx(np.mean(deltas))
+            assert row["sd_models"] == (pytest.approx(np.std(deltas, ddof=1)) if len(members) > 1 else None)
+            drawn = [np.mean([draws[model, concept] for concept in planted.concepts], axis=0) for model in members]
+            low, high = np.quantile(np.mean(drawn, axis=0), [0.025, 0.975])
+            assert (row["avg_delta_low"], row["avg_delta_high"]) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_preparing_changes_no_figure(planted: PlantedStudy) -> None:
+    lazy, prepared = connect(planted.root), connect(planted.root)
+    prepare(prepared, view_files())
+    prepare(prepared, view_files())
+    for view in ("layer_effects", "best_layers", "control_effects", "steerability_by_method"):
+        first, second = rows_of(lazy, view), rows_of(prepared, view)
+        assert len(first) == len(second) > 0
+        assert_alike(first, second)
+
+
+def test_draws_are_the_same_every_time_and_for_any_number_of_threads(planted: PlantedStudy) -> None:
+    sql = "select run, model, concept, draw, delta, control_delta from best_layer_draws order by all"
+    first = connect(planted.root, threads=1).execute(sql).fetchall()
+    assert len(first) == 6 * 1000
+    assert connect(planted.root, threads=2).execute(sql).fetchall() == first
+
+
+# --- edges -------------------------------------------------------------------------------------------
+
+
+def test_an_empty_warehouse_gives_empty_views_of_the_same_types(wh: Warehouse, planted: PlantedStudy) -> None:
+    empty, full = connect(wh.root), connect(planted.root)
+    for view in view_files():
+        assert empty.execute(f"from {view}").fetchall() == []
+        described = [row[:2] for row in empty.execute(f"describe {view}").fetchall()]
+        assert described == [row[:2] for row in full.execute(f"describe {view}").fetchall()]
+
+
+def test_two_runs_stay_side_by_side(fresh: Callable[..., PlantedStudy]) -> None:
+    study = fresh()
+    before = rows_of(connect(study.root), "steerability_by_model")
+    fresh(run="second", num_prompts=12)
+    con = connect(study.root)
+    assert rows_of(con, "steerability_by_model", "run = 'first'") == [pytest.approx(row, nan_ok=True) for row in before]
+    for view in ("best_layers", "steerability_by_concept", "steerability_by_method"):
+        assert {row["run"] for row in rows_of(con, view)} == {"first", "second"}
+    assert {row["num_prompts"] for row in rows_of(con, "best_layers", "run = 'second'")} == {12}
+
+
+def test_positions_are_never_averaged_together(wh: Warehouse) -> None:
+    rng = np.random.default_rng(0)
+    tables = [
+        score_table(draw_logits(rng, [effect], (-1.0, 1.0), 20), (5,), (-1.0, 1.0), positions=positions)
+        for effect, positions in ((4.0, "all"), (1.0, "last"))
+    ]
+    publish_scores(wh, "R", "M", "C", tables)
+    found = {row["positions"]: row["avg_delta"] for row in rows_of(connect(wh.root), "steerability_by_model")}
+    assert found == {"all": pytest.approx(4.0, abs=0.7), "last": pytest.approx(1.0, abs=0.7)}
+
+
+def test_a_model_without_a_row_of_its_own_keeps_its_figures(wh: Warehouse) -> None:
+    logits = draw_logits(np.random.default_rng(0), [1.0, 2.0], (-1.0, 0.0, 1.0), 8)
+    publish_scores(wh, "R", "M", "C", [score_table(logits, (3, 4), (-1.0, 0.0, 1.0))])
+    con = connect(wh.root)
+    [best] = rows_of(con, "best_layers")
+    assert (best["depth"], best["num_layers"], best["method"], best["vector_norm"]) == (None,) * 4
+    assert best["num_controls"] is best["control_delta_high"] is None
+    assert [row["method"] for row in rows_of(con, "steerability_by_method")] == ["unknown"]
+
+
+@pytest.mark.parametrize(
+    ("strengths", "expected"),
+    [
+        ((-1.0, 0.0, 1.0), 1.0),
+        ((-4.0, -1.0, 1.0, 4.0), 1.0),
+        ((-2.0, -0.5, 0.0, 0.5, 2.0), 2.0),
+        ((-0.5, 0.5, 3.0), 0.5),
+        ((-8.0, 0.0, 1.0), None),
+        ((0.0, 1.0), None),
+        ((0.0,), None),
+    ],
+)
+def test_the_strength_compared_is_one_or_the_largest_with_both_signs(
+    wh: Warehouse, strengths: tuple[float, ...], expected: float | None
+) -> None:
+    logits = draw_logits(np.random.default_rng(0), [1.0], strengths, 8)
+    publish_scores(wh, "R", "M", "C", [score_table(logits, (3,), strengths)])
+    found = rows_of(connect(wh.root), "best_layers")
+    if expected is None:
+        assert found == []
+        return
+    difference = logits[0, :, :, 0].astype(float) - logits[0, :, :, 1]
+    effect = difference[strengths.index(expected)] - difference[strengths.index(-expected)]
+    assert [row["strength"] for row in found] == [expected]
+    assert found[0]["delta"] == pytest.approx(effect.mean(), rel=1e-9)
+    assert (found[0]["delta_plus_arm"] is None) == (0.0 not in strengths)
+
+
+def test_one_prompt_has_a_delta_and_no_effect_size(wh: Warehouse) -> None:
+    logits = draw_logits(np.random.default_rng(0), [1.0], (-1.0, 0.0, 1.0), 1)
+    publish_scores(wh, "R", "M", "C", [score_table(logits, (3,), (-1.0, 0.0, 1.0))])
+    [best] = rows_of(connect(wh.root), "best_layers")
+    assert best["delta"] == best["delta_low"] == best["delta_high"]
+    assert best["cohens_d"] is best["glass_delta"] is best["held_out_delta"] is None
+
+
+def test_constant_scores_have_no_effect_size(wh: Warehouse) -> None:
+    logits = np.zeros((1, 3, 5, 3), np.float32)
+    logits[0, 2, :, 0], logits[..., 2] = 1.0, 3.0
+    publish_scores(wh, "R", "M", "C", [score_table(logits, (3,), (-1.0, 0.0, 1.0))])
+    [best] = rows_of(connect(wh.root), "best_layers")
+    assert (best["delta"], best["cohens_d"], best["glass_delta"]) == (1.0, None, None)
+
+
+def test_choice_mass_is_of_all_scores_where_none_is_unsteered(wh: Warehouse) -> None:
+    logits = draw_logits(np.random.default_rng(0), [1.0], (-1.0, 1.0), 8)
+    publish_scores(wh, "R", "M", "C", [score_table(logits, (3,), (-1.0, 1.0))])
+    double = logits.astype(float)
+    mass = np.exp(double[..., 0] - double[..., 2]) + np.exp(double[..., 1] - double[..., 2])
+    [row] = rows_of(connect(wh.root), "layer_effects")
+    assert row["median_choice_mass"] == pytest.approx(np.median(mass))
+
+
+def test_a_layer_that_is_not_finite_is_not_the_best(wh: Warehouse) -> None:
+    logits = draw_logits(np.random.default_rng(0), [1.0, 2.0], (-1.0, 1.0), 8)
+    logits[0, 0, 0, 0] = np.nan
+    publish_scores(wh, "R", "M", "C", [score_table(logits, (3, 4), (-1.0, 1.0))])
+    assert [row["layer"] for row in rows_of(connect(wh.root), "best_layers")] == [4]

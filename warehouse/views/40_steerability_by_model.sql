@@ -1,0 +1,74 @@
+-- grain:   one row per run, model and positions
+-- source:  best_layers, best_layer_draws, models
+-- formula: a model's figure is the mean over concepts of its best layer's; avg_delta_low and avg_delta_high =
+--          2.5 and 97.5 percentile of the draws, each averaged over the concepts; median_choice_mass is the
+--          median, lowest_choice_mass the least of the concepts' medians; num_prompts is their sum
+-- caveat:  the interval is over prompts; it says nothing of other concepts. Models of one run are
+--          comparable only where num_concepts is the same
+-- build:   once
+with draws as (
+    select
+        run,
+        model,
+        positions,
+        draw,
+        avg(delta) as delta
+    from best_layer_draws
+    group by run, model, positions, draw
+),
+
+intervals as (
+    select
+        run,
+        model,
+        positions,
+        quantile_cont(delta, 0.025) as avg_delta_low,
+        quantile_cont(delta, 0.975) as avg_delta_high
+    from draws
+    group by run, model, positions
+),
+
+figures as (
+    select
+        run,
+        model,
+        positions,
+        count(*) as num_concepts,
+        sum(num_prompts)::bigint as num_prompts,
+        avg(delta) as avg_delta,
+        avg(held_out_delta) as avg_held_out_delta,
+        avg(cohens_d) as avg_cohens_d,
+        avg(depth) as avg_depth,
+        avg(wrong_way_share) as wrong_way_share,
+        median(median_choice_mass) as median_choice_mass,
+        min(median_choice_mass) as lowest_choice_mass
+    from best_layers
+    group by run, model, positions
+)
+select
+    figures.run,
+    figures.model,
+    figures.positions,
+    figures.num_concepts,
+    figures.num_prompts,
+    figures.avg_delta,
+    intervals.avg_delta_low,
+    intervals.avg_delta_high,
+    figures.avg_held_out_delta,
+    figures.avg_cohens_d,
+    figures.avg_depth,
+    figures.wrong_way_share,
+    figures.median_choice_mass,
+    figures.lowest_choice_mass,
+    models.architecture,
+    models.method,
+    models.num_params,
+    models.num_active_params
+from figures
+inner join intervals
+    on figures.run = intervals.run
+    and figures.model = intervals.model
+    and figures.positions = intervals.positions
+left join models
+    on figures.run = models.run
+    and figures.model = models.model

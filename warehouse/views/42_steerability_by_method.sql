@@ -1,0 +1,98 @@
+-- grain:   one row per run, method and positions
+-- source:  steerability_by_model, best_layer_draws
+-- formula: mean over the models of one method of their avg_delta (itself a mean over concepts); the
+--          interval from the draws, averaged in the same order; a model without a stated method
+--          counts as 'unknown'
+-- caveat:  the interval is over prompts only: how much models of one method differ among themselves
+--          is in sd_models (null for a single model), and few models cannot tell method from anything
+--          else they share
+with members as (
+    select
+        run,
+        model,
+        positions,
+        coalesce(method, 'unknown') as method,
+        num_concepts,
+        avg_delta,
+        avg_held_out_delta,
+        avg_cohens_d,
+        wrong_way_share,
+        median_choice_mass,
+        lowest_choice_mass
+    from steerability_by_model
+),
+
+model_draws as (
+    select
+        run,
+        model,
+        positions,
+        draw,
+        avg(delta) as delta
+    from best_layer_draws
+    group by run, model, positions, draw
+),
+
+draws as (
+    select
+        members.run,
+        members.method,
+        members.positions,
+        model_draws.draw,
+        avg(model_draws.delta) as delta
+    from model_draws
+    inner join members
+        on model_draws.run = members.run
+        and model_draws.model = members.model
+        and model_draws.positions = members.positions
+    group by members.run, members.method, members.positions, model_draws.draw
+),
+
+intervals as (
+    select
+        run,
+        method,
+        positions,
+        quantile_cont(delta, 0.025) as avg_delta_low,
+        quantile_cont(delta, 0.975) as avg_delta_high
+    from draws
+    group by run, method, positions
+),
+
+figures as (
+    select
+        run,
+        method,
+        positions,
+        count(*) as num_models,
+        max(num_concepts) as num_concepts,
+        avg(avg_delta) as avg_delta,
+        stddev_samp(avg_delta) as sd_models,
+        avg(avg_held_out_delta) as avg_held_out_delta,
+        avg(avg_cohens_d) as avg_cohens_d,
+        avg(wrong_way_share) as wrong_way_share,
+        median(median_choice_mass) as median_choice_mass,
+        min(lowest_choice_mass) as lowest_choice_mass
+    from members
+    group by run, method, positions
+)
+select
+    figures.run,
+    figures.method,
+    figures.positions,
+    figures.num_models,
+    figures.num_concepts,
+    figures.avg_delta,
+    intervals.avg_delta_low,
+    intervals.avg_delta_high,
+    figures.sd_models,
+    figures.avg_held_out_delta,
+    figures.avg_cohens_d,
+    figures.wrong_way_share,
+    figures.median_choice_mass,
+    figures.lowest_choice_mass
+from figures
+inner join intervals
+    on figures.run = intervals.run
+    and figures.method = intervals.method
+    and figures.positions = intervals.positions
