@@ -213,12 +213,9 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     target: Any = values
     for part in parts[:-1]:
         target = _step(target, part, override)
-    last = parts[-1]
-    if isinstance(target, list):
-        _step(target, last, override)
-        target[int(last)] = value
-    else:
-        target[last] = value
+    last: Any = parts[-1]
+    _step(target, last, override)  # the place must be one that can be set
+    target[int(last) if isinstance(target, list) else last] = value
 
 
 def _step(target: Any, part: str, override: str) -> Any:

@@ -33,7 +33,7 @@ _EXPORTS = {
     "sweep_prompts": "sweep",
 }
 
-__all__ = list(_EXPORTS)  # noqa: PLE0605 (one list of names, above)
+__all__ = list(_EXPORTS)
 
 
 def __getattr__(name: str) -> Any:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.engine.checkpoint import Checkpoint, read_checkpoint, resolve_checkpoint
-from pipeline.engine.tokens import load_tokenizer
+from pipeline.engine.tokens import load_tokenizer, render_chat
 from pipeline.errors import CheckpointError
 
 DtypeName = Literal["float32", "bfloat16"]
@@ -73,6 +73,14 @@ class Model:
         """
         positions = torch.arange(ids.shape[1], device=ids.device)[None]
         return self.hf.model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
+
+    def generate(self, text: str, max_new_tokens: int = 20) -> str:
+        """What the model answers to the user's message `text`, greedily, thinking off."""
+        rendered = render_chat(self.tokenizer, text)
+        inputs = self.tokenizer(rendered, add_special_tokens=False, return_tensors="pt").to(self.device)
+        options = {"do_sample": False, "pad_token_id": self.tokenizer.pad_token_id}
+        output = self.hf.generate(**inputs, max_new_tokens=max_new_tokens, **options)
+        return str(self.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 
 
 def load_model(path: str | Path, dtype: DtypeName = "float32", device: str = "cpu", name: str | None = None) -> Model:

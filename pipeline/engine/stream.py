@@ -18,7 +18,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import InterventionError
@@ -99,7 +101,7 @@ def position_mask(positions: Positions, lengths: Sequence[int], suffix_starts: S
 @contextmanager
 def steering(
     model: Model,
-    vector: Tensor,
+    vector: Tensor | NDArray[np.float32],
     layer: int,
     strength: float = 1.0,
     site: Site = "resid_post",
@@ -107,7 +109,7 @@ def steering(
 ) -> Iterator[None]:
     """While open, every forward (and every step of `generate`) adds `strength * vector` at `site` of `layer`.
 
-    `vector` is [H], any float dtype; it is added in the model's dtype. `mask` is a bool [R, T] of the tokens to
+    `vector` is [H], any float dtype; its product with the strength is taken in float32 and added in the model's dtype. `mask` is a bool [R, T] of the tokens to
     touch; without it all tokens are touched, padding and generated ones included.
 
     Raises InterventionError: a vector of another width or not finite, a mask that touches nothing or does not
@@ -116,7 +118,8 @@ def steering(
     """
     if tuple(vector.shape) != (model.hidden_size,):
         raise InterventionError(f"the vector has shape {tuple(vector.shape)}; the model needs ({model.hidden_size},)")
-    if not bool(torch.isfinite(vector).all()):
+    step = strength * torch.as_tensor(vector).to(torch.float32)
+    if not bool(torch.isfinite(step).all()):
         raise InterventionError("the vector holds NaN or infinity; read it again")
     if mask is not None and not bool(mask.any()):
         raise InterventionError("the mask touches no position; an intervention that touches nothing is a mistake")
@@ -125,7 +128,7 @@ def steering(
     def add(stream: Tensor) -> Tensor:
         nonlocal calls
         calls += 1
-        change = (strength * vector.to(torch.float32)).to(stream)
+        change = step.to(stream)
         if mask is None:
             return stream + change
         if tuple(mask.shape) != tuple(stream.shape[:2]):

@@ -187,9 +187,8 @@ def sweep_naive(
         last = torch.tensor(lengths, device=model.device) - 1
         for d, direction in enumerate(directions):
             for n, layer in enumerate(grid.layers):
-                vector = torch.from_numpy(direction[layer])
                 for s, strength in enumerate(grid.strengths):
-                    with steering(model, vector, layer, strength, grid.site, mask):
+                    with steering(model, direction[layer], layer, strength, grid.site, mask):
                         logits = model.hf(input_ids=ids, attention_mask=attention.long(), use_cache=False).logits
                     final = logits[torch.arange(len(group)), last].to(torch.float32)  # [P, V]
                     scores.logits[group, d, n, s] = final[:, answers].cpu().numpy()

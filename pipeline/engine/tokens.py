@@ -50,6 +50,14 @@ def load_tokenizer(path: Path) -> Any:
     return tokenizer
 
 
+def render_chat(tokenizer: Any, text: str) -> str:
+    """`text` as the user's message in the chat template, up to where the model answers, thinking off."""
+    message = {"role": "user", "content": text}
+    return str(
+        tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    )
+
+
 class PromptEncoder:
     """Encodes the prompts of one model under one answer form.
 
@@ -105,12 +113,10 @@ class PromptEncoder:
         controls = [token for token in self.tokenizer.all_special_tokens if token in text]
         if controls:
             raise TokenizerError(f"{name}: the text holds the control token {controls[0]!r}; take it out")
-        rendered = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
+        rendered = render_chat(self.tokenizer, text)
         if text not in rendered:
             raise TokenizerError(f"{name}: the chat template changes the user's text; use a plain chat template")
-        return str(rendered) + self._prefill
+        return rendered + self._prefill
 
     def _ids(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])

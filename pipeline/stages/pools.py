@@ -42,6 +42,7 @@ def running_ray(address: str | None = None) -> Iterator[ClusterSize]:
     was_running = ray.is_initialized()
     if not was_running:
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's C++ part warns of its own restart logic
         if address is None:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             ray.init("local", num_cpus=cores, include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)

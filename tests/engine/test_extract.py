@@ -1,0 +1,77 @@
+"""Activations do not depend on the batch, and the vector is the mean difference of what a plain forward gives."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.engine.extract import compute_vectors, read_activations
+from pipeline.engine.model import load_model
+from pipeline.engine.tokens import PromptEncoder
+from pipeline.errors import ActivationError
+from pipeline.prompts import Concept, read_split
+from pipeline.protocols import load_protocol
+from tests.checkpoints import write_concept
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    folder = write_concept(tmp_path_factory.mktemp("concepts") / "agreeing")
+    return read_split(Concept("agreeing", folder), "train")
+
+
+def encode(model, prompts, read="answer_letter"):
+    encoder = PromptEncoder(model.tokenizer)
+    return [encoder.answered(p.text, letter, read) for p in prompts for letter in (p.matching, p.other)]
+
+
+@pytest.mark.parametrize("site", ["resid_pre", "resid_post"])
+def test_activations_are_those_of_a_plain_forward_of_one_prompt(model, prompts, site):
+    rows = encode(model, prompts)
+    found = read_activations(model, rows, site)
+    for row, activation in zip(rows, found, strict=True):
+        with torch.inference_mode():
+            states = model.hf(torch.tensor([row.ids]), output_hidden_states=True).hidden_states
+        layers = range(model.num_layers if site == "resid_pre" else model.num_layers - 1)  # the last one is normed
+        for layer in layers:
+            expected = states[layer + (site == "resid_post")][0, row.read]
+            np.testing.assert_allclose(activation[layer], expected.numpy(), atol=1e-4)
+
+
+def test_activations_do_not_depend_on_batch_or_padding(model, prompts):
+    rows = encode(model, prompts)
+    together = read_activations(model, rows, "resid_post", budget=10**9)
+    alone = read_activations(model, rows, "resid_post", budget=1)
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("protocol", ["caa", "published"])
+def test_the_vector_is_the_mean_difference_over_pairs(model, prompts, protocol):
+    chosen = load_protocol(protocol)
+    vectors = compute_vectors(model, prompts, protocol)
+    rows = encode(model, prompts, chosen.read_position)
+    activations = read_activations(model, rows, chosen.read_site).astype(np.float64)
+    differences = activations[0::2] - activations[1::2]
+    np.testing.assert_allclose(vectors.vectors, differences.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(vectors.residual_norm, np.linalg.norm(activations, axis=-1).mean(axis=0))
+    error = np.linalg.norm(differences.std(axis=0, ddof=1), axis=-1) / np.sqrt(len(prompts))
+    np.testing.assert_allclose(vectors.standard_error, error)
+    assert vectors.origin.site == chosen.read_site
+    assert vectors.num_pairs == len(prompts)
+
+
+def test_a_nan_in_the_weights_names_model_prompt_and_layer(dense_checkpoint, prompts):
+    model = load_model(dense_checkpoint, name="sick")
+    model.blocks[2].mlp.down_proj.weight[0, 0] = float("nan")
+    rows = encode(model, prompts)
+    with pytest.raises(ActivationError, match=r"'sick', prompt-0: the activation at resid_post\[2\] is not finite"):
+        read_activations(model, rows, "resid_post", names=[f"prompt-{i}" for i in range(len(rows))])
+
+
+def test_bfloat16_activations_are_near_those_in_float32(checkpoint, prompts):
+    exact, rounded = load_model(checkpoint), load_model(checkpoint, "bfloat16")
+    a = read_activations(exact, encode(exact, prompts), "resid_post")
+    b = read_activations(rounded, encode(rounded, prompts), "resid_post")
+    assert b.dtype == np.float32
+    assert np.linalg.norm(a[:, 0] - b[:, 0]) / np.linalg.norm(a[:, 0]) < 0.02

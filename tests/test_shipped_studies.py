@@ -1,0 +1,47 @@
+"""The studies that come with the project are valid, the big one on the genuine configs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.engine.architecture import architecture_facts
+from pipeline.registry import lineage_of
+from pipeline.resources import resource_dir
+from pipeline.stages.study_plan import plan_study
+from pipeline.study import load_study
+
+STUDIES = resource_dir("data") / "studies"
+CONFIGS = Path(__file__).resolve().parents[2] / "shared" / "qwen3" / "configs"
+
+
+def test_the_demo_is_whole():
+    plan = plan_study(load_study(STUDIES / "demo.toml"))
+    assert [c.name for c in plan.concepts] == ["corrigible", "self_awareness", "sycophancy"]
+    assert {m.facts.architecture for m in plan.models} == {"dense", "moe"}
+    assert len({m.lineage.method for m in plan.models}) >= 2
+    for model in plan.models:
+        assert model.layers == tuple(range(int(0.33 * model.facts.num_layers), model.facts.num_layers))
+
+
+def test_the_published_study_names_the_six_models_and_their_training():
+    study = load_study(STUDIES / "qwen3.toml")
+    assert study.protocol.name == "published"
+    methods = {m.name: lineage_of(m.name, m.lineage).method for m in study.file.models}
+    assert sorted(methods.values()) == ["distilled"] * 4 + ["full_rl"] * 2
+    assert {name for name, method in methods.items() if method == "full_rl"} == {"Qwen3-32B", "Qwen3-235B-A22B"}
+
+
+def test_the_published_study_fits_the_genuine_configs():
+    if not CONFIGS.is_dir():
+        pytest.skip("genuine Qwen3 configs are not at hand")
+    study = load_study(STUDIES / "qwen3.toml")
+    tested = {}
+    for model in study.file.models:
+        facts = architecture_facts(json.loads((CONFIGS / f"{model.name}.json").read_text()))
+        tested[model.name] = study.grid.layers_of(facts.num_layers, model.name)
+        assert ("-A" in model.name) == (facts.architecture == "moe")
+    assert (tested["Qwen3-4B"][0], tested["Qwen3-4B"][-1]) == (11, 35)
+    assert len(tested["Qwen3-235B-A22B"]) == 63  # 189 full passes of three strengths each
