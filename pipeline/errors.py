@@ -26,6 +26,10 @@ class CheckpointError(UserError):
     """A model checkpoint is missing, corrupt, or of an architecture that is not supported."""
 
 
+class ShardingError(UserError):
+    """A model cannot be cut over so many ranks, or the ranks do not fit together."""
+
+
 class TokenizerError(UserError):
     """The tokenizer cannot carry the study (answer is not one token, no chat template, ...)."""
 
@@ -48,3 +52,7 @@ class WarehouseError(UserError):
 
 class QueryError(UserError):
     """SQL that is wrong, or that is not a read-only query over the views."""
+
+
+class ReplicaError(UserError):
+    """A model replica was lost again and again (memory, a device, a rank that hangs)."""

@@ -76,7 +76,9 @@ class ClusterSection(StrictConfig):
 
     `replicas` is a number or [least, most]; a replica takes `cpus_per_replica` CPUs (0: all there are, shared
     by the replicas), and one GPU a rank where `gpus` says so ("auto": if the cluster has any). `batch_size`
-    prompts travel together; `token_budget` tokens go through a block at once (0: derived from the device).
+    prompts travel together; `token_budget` tokens go through a block at once (0: derived from the device). A replica
+    of several ranks is built anew when a rank dies, shows no sign of life for `heartbeat_timeout` seconds, or a batch
+    takes over `rank_timeout` seconds.
     """
 
     replicas: int | tuple[int, int] = 1
@@ -84,6 +86,8 @@ class ClusterSection(StrictConfig):
     gpus: Literal["auto", "yes", "no"] = "auto"
     batch_size: int = Field(default=32, ge=1)
     token_budget: int = Field(default=0, ge=0)
+    rank_timeout: float = Field(default=1800.0, gt=0)
+    heartbeat_timeout: float = Field(default=60.0, gt=0)
 
     @field_validator("replicas")
     @classmethod

@@ -31,6 +31,7 @@ class ClusterSize:
 
     num_cpus: float
     num_gpus: float
+    most_gpus_per_node: float
 
 
 @contextmanager
@@ -42,7 +43,6 @@ def running_ray(address: str | None = None) -> Iterator[ClusterSize]:
     was_running = ray.is_initialized()
     if not was_running:
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's C++ part warns of its own restart logic
         if address is None:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             ray.init("local", num_cpus=cores, include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
@@ -51,7 +51,8 @@ def running_ray(address: str | None = None) -> Iterator[ClusterSize]:
     try:
         _configure_data()
         resources = ray.cluster_resources()
-        yield ClusterSize(resources.get("CPU", 0.0), resources.get("GPU", 0.0))
+        per_node = [node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]]
+        yield ClusterSize(resources.get("CPU", 0.0), resources.get("GPU", 0.0), max(per_node, default=0.0))
     finally:
         if not was_running:
             ray.shutdown()
@@ -64,7 +65,8 @@ def _configure_data() -> None:
     context.execution_options.preserve_order = True  # so that a rerun merges and writes in the same order
     context.enable_progress_bars = False  # the study shows its own
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context.raise_original_map_exception = True  # Ray's own wrapper keeps only the text of what a stage raised
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is raised, and told once by the command
 
 
 @dataclass(frozen=True)
@@ -82,14 +84,13 @@ def make_pools(cluster: ClusterSection, size: ClusterSize, tensor_parallel: int,
     """Place one model's stages. Raises StudyError when the cluster cannot hold one replica."""
     from ray.data import ActorPoolStrategy
 
-    if tensor_parallel != 1:
-        raise StudyError(
-            f"model {model!r}: tensor_parallel = {tensor_parallel}, but this version runs a replica on one rank; "
-            "set it to 1"
-        )
     use_gpu = cluster.gpus == "yes" or (cluster.gpus == "auto" and size.num_gpus > 0)
-    if use_gpu and size.num_gpus < 1:
-        raise StudyError(f"model {model!r}: cluster.gpus is 'yes' but the cluster has none; set it to 'no'")
+    if cluster.gpus == "auto" and use_gpu and tensor_parallel > size.most_gpus_per_node:
+        raise StudyError(
+            f"model {model!r}: tensor_parallel = {tensor_parallel}, but no node has more than "
+            f"{size.most_gpus_per_node:g} GPU(s), and a gang stays on one node; lower it, "
+            "or say gpus = 'yes' where the cluster can grow a larger node"
+        )
     least, most = cluster.replica_range
     threads = cluster.cpus_per_replica or max(1, int(size.num_cpus) // most)
     if not use_gpu and threads > size.num_cpus:
@@ -97,12 +98,12 @@ def make_pools(cluster: ClusterSection, size: ClusterSize, tensor_parallel: int,
             f"model {model!r}: cluster.cpus_per_replica is {threads}, but the cluster has {size.num_cpus:g} CPUs; "
             "lower it"
         )
-    placed = {"num_gpus": 1} if use_gpu else {"num_cpus": max(0.25, threads - _SPARE_CPUS)}
+    placed = {"num_gpus": tensor_parallel} if use_gpu else {"num_cpus": max(0.25, threads - _SPARE_CPUS)}
     batch = {"batch_size": cluster.batch_size, "batch_format": "pyarrow"}
     return Pools(
         model={"compute": ActorPoolStrategy(min_size=least, max_size=most), **placed, **batch},
         tokenise={"compute": ActorPoolStrategy(size=1), "num_cpus": _SIDE_CPUS, **batch},
         side={"batch_size": None, "batch_format": "pyarrow", "num_cpus": _SIDE_CPUS},
         device="cuda" if use_gpu else "cpu",
-        num_threads=threads,
+        num_threads=max(1, threads // tensor_parallel),
     )

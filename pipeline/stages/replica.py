@@ -2,8 +2,8 @@
 
 Flows in: PAIR_ROWS or TOKEN_ROWS. Flows out: activation rows (one a pair and side), or score rows.
 
-The model runs under DeepSpeed-Inference and is loaded at the first batch, not in the constructor: an exception while
-an actor starts would fail a whole Ray Data job in a way that hides its reason.
+The model runs under DeepSpeed-Inference, in one rank or a gang of them, and is loaded at the first batch, not in the
+constructor: an exception while an actor starts would fail a whole Ray Data job in a way that hides its reason.
 """
 
 from __future__ import annotations
@@ -11,52 +11,51 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.engine.sweep import SweepGrid, SweepScores, steering_directions, sweep
-from pipeline.engine.tokens import LETTERS, EncodedAnswer, EncodedPrompt, PromptEncoder
+from pipeline.engine.sweep import SweepGrid, SweepScores, steering_directions
+from pipeline.engine.tokens import LETTERS, EncodedAnswer, EncodedPrompt, PromptEncoder, load_tokenizer
 from pipeline.engine.vectors import SteeringVectors
 from pipeline.protocols import AnswerForm, Site, StrengthUnit
 from pipeline.schemas import PAIR_ROWS, SCORES, TOKEN_ROWS, activation_rows, require_columns
+from pipeline.stages.gang import Gang, ReplicaSpec
+from pipeline.stages.rank import requests
 from pipeline.stages.tensors import to_column
 
 if TYPE_CHECKING:
-    from pipeline.engine.model import DtypeName, Model
-
-
-@dataclass(frozen=True)
-class ReplicaSpec:
-    """One model replica: what to load, onto what, with how many CPU threads and tokens at once (0: derived)."""
-
-    name: str
-    checkpoint: Path
-    dtype: DtypeName
-    device: str
-    num_threads: int
-    token_budget: int
+    from pipeline.engine.model import Model
 
 
 class Replica:
-    """Base of the two model stages."""
+    """Base of the two model stages: a model of one rank in this process, or a gang of ranks in processes of their own.
+    Either answers the same requests, `rank.requests`."""
 
     def __init__(self, spec: ReplicaSpec) -> None:
         self.spec = spec
         self._model: Model | None = None
+        self._gang: Gang | None = None
 
-    @property
-    def model(self) -> Model:
+    def ask(self, request: str, *args: Any) -> Any:
+        """The answer to one of `rank.requests`."""
+        if self.spec.num_ranks > 1:
+            if self._gang is None:
+                self._gang = Gang(self.spec)
+            return self._gang.ask(request, *args)
         if self._model is None:
-            import torch
+            self._model = self._load()
+        return requests()[request](self._model, *args)
 
-            from pipeline.engine.model import load_model, with_deepspeed
+    def _load(self) -> Model:
+        import torch
 
-            torch.set_num_threads(self.spec.num_threads)
-            loaded = load_model(self.spec.checkpoint, self.spec.dtype, self.spec.device, self.spec.name)
-            self._model = with_deepspeed(loaded)
-        return self._model
+        from pipeline.engine.model import load_model, with_deepspeed
+
+        spec = self.spec
+        torch.set_num_threads(spec.num_threads)
+        return with_deepspeed(load_model(spec.checkpoint, spec.dtype, spec.device, spec.name))
 
 
 class ExtractActivations(Replica):
@@ -67,8 +66,6 @@ class ExtractActivations(Replica):
         self.site: Site = site
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        from pipeline.engine.extract import read_activations
-
         require_columns("ExtractActivations", batch.column_names, PAIR_ROWS.names)
         encoded: list[EncodedAnswer] = []
         keys: list[tuple[str, str, str]] = []
@@ -77,7 +74,7 @@ class ExtractActivations(Replica):
                 encoded.append(EncodedAnswer(tuple(row[f"ids_{side}"]), row[f"read_{side}"]))
                 keys.append((row["concept"], row["pair"], side))
         names = [f"concept {concept!r}, prompt {pair!r}" for concept, pair, _ in keys]
-        activations = read_activations(self.model, encoded, self.site, self.spec.token_budget, names)
+        activations = self.ask("read_activations", encoded, self.site, self.spec.token_budget, names)
         concepts, pairs, sides = zip(*keys, strict=True)
         columns = [pa.array(concepts), pa.array(pairs), pa.array(sides), to_column(activations)]
         return pa.Table.from_arrays(columns, schema=activation_rows(*activations.shape[1:]))
@@ -115,19 +112,19 @@ class ScorePrompts(Replica):
     def __call__(self, batch: pa.Table) -> pa.Table:
         require_columns("ScorePrompts", batch.column_names, TOKEN_ROWS.names)
         if self._answer_ids is None:
-            self._answer_ids = PromptEncoder(self.model.tokenizer, self.score.answer_form).answer_ids
+            self._answer_ids = PromptEncoder(load_tokenizer(self.spec.checkpoint), self.score.answer_form).answer_ids
         rows = batch.to_pylist()
         tables = []
         for concept in dict.fromkeys(row["concept"] for row in rows):
             chosen = [row for row in rows if row["concept"] == concept]
-            scores = sweep(
-                self.model,
+            scores = self.ask(
+                "sweep",
                 [EncodedPrompt(tuple(row["ids"]), row["suffix_start"]) for row in chosen],
                 self.directions(concept),
                 self._answer_ids,
                 self.score.grid,
                 self.spec.token_budget,
-                names=[f"concept {concept!r}, prompt {row['prompt']!r}" for row in chosen],
+                [f"concept {concept!r}, prompt {row['prompt']!r}" for row in chosen],
             )
             prompts, matching = [row["prompt"] for row in chosen], [row["matching"] for row in chosen]
             tables.append(score_table(concept, prompts, matching, scores))

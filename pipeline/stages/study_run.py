@@ -27,9 +27,10 @@ from pipeline.engine.vectors import SteeringVectors, VectorOrigin
 from pipeline.errors import UserError
 from pipeline.provenance import commit, versions
 from pipeline.schemas import MODELS, PROMPTS, RUNS, VECTORS
+from pipeline.stages.gang import ReplicaSpec
 from pipeline.stages.pools import ClusterSize, Pools, make_pools, running_ray
 from pipeline.stages.reduce import VectorReducer, partial_moments
-from pipeline.stages.replica import ExtractActivations, ReplicaSpec, ScorePrompts, ScoreSpec
+from pipeline.stages.replica import ExtractActivations, ScorePrompts, ScoreSpec
 from pipeline.stages.study_plan import ConceptPlan, ModelPlan, StudyPlan, concept_files
 from pipeline.stages.tokenise import TokenisePairs, TokenisePrompts, TokeniseSpec
 from pipeline.stages.write import WriteScores
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     import ray.data
 
 _SAFETENSORS = ".safetensors"
+_RAY_ADDS = "\nFailed to apply UDF transform"  # what Ray appends to the message of an exception it passes on
 
 
 @dataclass(frozen=True)
@@ -309,13 +311,17 @@ def _tokenise_spec(plan: StudyPlan, model: ModelPlan, concepts: list[ConceptPlan
 
 
 def _replica_spec(plan: StudyPlan, model: ModelPlan, pools: Pools) -> ReplicaSpec:
+    cluster = plan.study.file.cluster
     return ReplicaSpec(
         name=model.name,
         checkpoint=model.checkpoint.path,
         dtype=model.section.dtype,
         device=pools.device,
+        num_ranks=model.section.tensor_parallel,
         num_threads=pools.num_threads,
-        token_budget=plan.study.file.cluster.token_budget,
+        token_budget=cluster.token_budget,
+        timeout=cluster.rank_timeout,
+        heartbeat_timeout=cluster.heartbeat_timeout,
     )
 
 
@@ -328,8 +334,8 @@ def user_error_in(error: BaseException) -> UserError | None:
         if not isinstance(current, BaseException) or id(current) in seen:
             continue
         seen.add(id(current))
-        if isinstance(current, UserError):
-            return UserError(str(current)) if type(current).__module__ != UserError.__module__ else current
+        if type(current).__module__ == UserError.__module__ and isinstance(current, UserError):
+            return type(current)(str(current).split(_RAY_ADDS, 1)[0])  # (Ray's wrapper is a subclass of what it wraps)
         waiting += [current.__cause__, current.__context__, getattr(current, "cause", None), *current.args]
     return None
 

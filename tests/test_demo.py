@@ -1,0 +1,120 @@
+"""The demo study, whole: its scores are the naive reference's, and its vectors steer where random ones do not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.engine.extract import compute_vectors
+from pipeline.engine.model import load_model
+from pipeline.engine.sweep import SweepGrid, steering_directions, sweep_naive
+from pipeline.engine.tokens import PromptEncoder
+from pipeline.prompts import find_concept, read_concept
+from pipeline.resources import resource_dir
+from pipeline.stages.study_plan import plan_study
+from pipeline.stages.study_run import run_study
+from pipeline.study import load_study
+from pipeline.warehouse.checks import run_checks
+from pipeline.warehouse.manifest import Warehouse
+from pipeline.warehouse.results import fetch_result
+from pipeline.warehouse.tables import TABLES, fetch
+from pipeline.warehouse.views import connect
+
+pytestmark = pytest.mark.slow
+
+DATA = resource_dir("data")
+CONCEPTS = ("corrigible", "self_awareness", "sycophancy")
+MODELS = ("demo-dense", "demo-moe", "demo-distilled")
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return plan_study(load_study(DATA / "studies" / "demo.toml"))
+
+
+@pytest.fixture(scope="module")
+def warehouse(plan, tmp_path_factory) -> Path:
+    made = Warehouse.create(tmp_path_factory.mktemp("demo") / "warehouse")
+    summary = run_study(plan, made)
+    assert not summary.failures
+    assert len(summary.computed) == 2 * len(MODELS) * len(CONCEPTS)
+    return made.root
+
+
+def query(warehouse, sql):
+    with connect(warehouse) as con:
+        return fetch_result(con.execute(sql)).rows
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_score_equals_the_naive_reference(warehouse, plan, name):
+    model_plan = next(m for m in plan.models if m.name == name)
+    model = load_model(model_plan.checkpoint.path, name=name)
+    encoder = PromptEncoder(model.tokenizer)
+    grid = SweepGrid(model_plan.layers, plan.study.grid.strengths, "resid_post", "all")
+    for concept in CONCEPTS:
+        train, test = read_concept(find_concept(concept))
+        directions = steering_directions(compute_vectors(model, train), "raw", 0, 0)
+        prompts = [encoder.prompt(p.text) for p in test]
+        naive = sweep_naive(model, prompts, directions, encoder.answer_ids, grid, batch=25)
+        diff = naive.logit_diff_matching([p.matching for p in test])[:, 0]
+        found = query(
+            warehouse,
+            "select prompt, layer, strength, logit_diff_matching, logsumexp from scores "
+            f"where model = '{name}' and concept = '{concept}' order by all",
+        )
+        expected = sorted(
+            (p.id, layer, strength, float(diff[i, n, s]), float(naive.logsumexp[i, 0, n, s]))
+            for i, p in enumerate(test)
+            for n, layer in enumerate(grid.layers)
+            for s, strength in enumerate(grid.strengths)
+        )
+        assert [row[:3] for row in found] == [row[:3] for row in expected]
+        np.testing.assert_allclose([row[3:] for row in found], [row[3:] for row in expected], atol=1e-4, rtol=0)
+
+
+def test_every_vector_steers_and_random_ones_of_the_same_norm_do_not(warehouse):
+    cells = query(
+        warehouse,
+        "select model, concept, delta, delta_low, control_delta_high, median_choice_mass, num_prompts from best_layers",
+    )
+    assert {row[:2] for row in cells} == {(model, concept) for model in MODELS for concept in CONCEPTS}
+    for model, concept, delta, low, control_high, mass, num_prompts in cells:
+        assert low > 0, (model, concept)
+        assert low > control_high, (model, concept)
+        assert delta > 1, (model, concept)
+        assert mass > 0.9, (model, concept)
+        assert num_prompts == 100
+
+
+def test_every_published_table_comes_out_through_sql(warehouse):
+    with connect(warehouse) as con:
+        tables = {name: fetch(con, name) for name in TABLES}
+        assert not run_checks(con)
+    assert {name: len(table.rows) for name, table in tables.items()} == {
+        "model": 3,
+        "concept": 3,
+        "best_layer": 9,
+        "method": 3,
+        "architecture": 2,
+    }
+    for table in tables.values():
+        low = table.columns.index(next(c for c in table.columns if c.endswith("delta_low")))
+        high = table.columns.index(next(c for c in table.columns if c.endswith("delta_high")))
+        assert all(row[low] < row[high] for row in table.rows)
+
+
+def test_the_run_says_what_made_it(warehouse):
+    ((study, protocol, config, versions),) = query(warehouse, "select study, protocol, config, versions from runs")
+    assert (study, protocol) == ("demo", "caa")
+    assert json.loads(config)["sweep"]["controls"] == 4
+    assert json.loads(versions)["torch"]
+    models = query(warehouse, "select model, architecture, method, num_layers, num_params from models order by model")
+    assert [row[:3] for row in models] == [
+        ("demo-dense", "dense", "from_scratch"),
+        ("demo-distilled", "dense", "distilled"),
+        ("demo-moe", "moe", "upcycled"),
+    ]
