@@ -6,8 +6,10 @@ and an exit code. The two entries share this function, so a job on a cluster and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +56,7 @@ def run_to_tables(
         soft_wrap=True,
     )
     try:
-        with _Display(err) as display:
+        with _native_messages_to(warehouse.root / "logs" / f"{study.run_id}.log"), _Display(err) as display:
             summary = run_study(plan, warehouse, fresh=fresh, address=address, report=display.show)
     except KeyboardInterrupt:
         err.print("interrupted; what was finished is kept, run the same command again to go on")
@@ -76,6 +78,24 @@ def _only(study: Study, names: Sequence[str]) -> Study:
         raise StudyError(f"--only {unknown[0]!r}: no such model in the study; it has {', '.join(known)}")
     kept = tuple(model for model in study.file.models if model.name in names)
     return study.model_copy(update={"file": study.file.model_copy(update={"models": kept})})
+
+
+@contextmanager
+def _native_messages_to(log: Path) -> Iterator[None]:
+    """What Ray's C++ part and child processes write to this process's stderr goes to `log`; Python's own messages,
+    tracebacks included, stay on the terminal."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stderr.flush()
+    python_stderr, terminal = sys.stderr, os.dup(2)
+    with log.open("ab") as stream, os.fdopen(os.dup(terminal), "w", buffering=1) as direct:
+        os.dup2(stream.fileno(), 2)
+        sys.stderr = direct
+        try:
+            yield
+        finally:
+            sys.stderr = python_stderr
+            os.dup2(terminal, 2)
+            os.close(terminal)
 
 
 class _Display(AbstractContextManager["_Display"]):

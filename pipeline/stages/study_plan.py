@@ -15,8 +15,9 @@ from pathlib import Path
 
 from pipeline.engine.architecture import ArchitectureFacts
 from pipeline.engine.checkpoint import Checkpoint, read_checkpoint, resolve_checkpoint
+from pipeline.engine.layout import check_ranks
 from pipeline.engine.tokens import PromptEncoder, load_tokenizer
-from pipeline.errors import CheckpointError, PromptError, StudyError, UserError
+from pipeline.errors import PromptError, StudyError, UserError
 from pipeline.prompts import Concept, Prompt, content_digest, find_concept, read_concept
 from pipeline.registry import Lineage, lineage_of
 from pipeline.schemas import SCHEMA_VERSION
@@ -98,8 +99,9 @@ def plan_model(study: Study, section: ModelSection) -> ModelPlan:
     """Check one model's checkpoint and layers."""
     try:
         checkpoint = read_checkpoint(resolve_checkpoint(section.path, study.base))
-    except CheckpointError as error:
-        raise CheckpointError(f"model {section.name!r}: {error}") from error
+        check_ranks(checkpoint.facts, section.tensor_parallel)
+    except UserError as error:
+        raise type(error)(f"model {section.name!r}: {error}") from error
     layers = study.grid.layers_of(checkpoint.facts.num_layers, section.name)
     return ModelPlan(section, checkpoint, lineage_of(section.name, section.lineage), layers)
 
