@@ -123,16 +123,19 @@ def measure_concept(
         moved = high[0] - low[0]  # [prompts]
         draws = torch.randint(len(moved), (NUM_BOOTSTRAP, len(moved)), generator=generator)
         interval = moved[draws].mean(1).quantile(torch.tensor([0.025, 0.975])).tolist()
-        runs = (low, unsteered, high)
+        mean, share, mass = (
+            [float(figure(run)) for run in (low, unsteered, high)]
+            for figure in (lambda r: r[0].mean(), lambda r: (r[0] > 0).float().mean(), lambda r: r[1].mean())
+        )
         effects.append(
             LayerEffect(
                 concept=questions[0].concept,
                 layer=layer,
                 delta=moved.mean().item(),
                 interval=(interval[0], interval[1]),
-                mean_scores=tuple(r[0].mean().item() for r in runs),
-                matching_share=tuple((r[0] > 0).float().mean().item() for r in runs),
-                choice_mass=tuple(r[1].mean().item() for r in runs),
+                mean_scores=(mean[0], mean[1], mean[2]),
+                matching_share=(share[0], share[1], share[2]),
+                choice_mass=(mass[0], mass[1], mass[2]),
                 vector_norm=vectors[layer].norm().item(),
                 residual_norm=residual_norms[layer].item(),
             )
@@ -142,8 +145,8 @@ def measure_concept(
     for _ in range(NUM_RANDOM):
         v = torch.randn(vectors.shape[1], generator=generator)
         v *= best.vector_norm / v.norm()
-        low, high = (score(model, prompts, answers, best.layer, s * v)[0].mean() for s in (-1.0, 1.0))
-        random_deltas.append((high - low).item())
+        minus, plus = (score(model, prompts, answers, best.layer, s * v)[0].mean().item() for s in (-1.0, 1.0))
+        random_deltas.append(plus - minus)
     found = LayerEffect(**{**asdict(best), "best": True, "random_deltas": tuple(random_deltas)})
     return [found if e is best else e for e in effects]
 

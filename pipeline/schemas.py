@@ -179,6 +179,17 @@ SCORES = pa.schema(
 CONTROL_SCORES = pa.schema([("control", pa.int32()), *SCORES])
 """As SCORES, steered by random vectors of the same norm; `control` numbers the random vector."""
 
+REJECTS = pa.schema(
+    [
+        ("file", pa.string()),  # relative to what was imported
+        ("line", pa.int64()),  # 1-based, the header is line 1
+        ("field", pa.string()),  # the column it is about, "" for the whole line
+        ("value", pa.string()),  # as it stands in the file
+        ("reason", pa.string()),
+    ]
+)
+"""Partitioned by run, model, concept; one row per line of an imported file that was not taken."""
+
 TABLES: dict[str, tuple[pa.Schema, tuple[str, ...]]] = {
     "runs": (RUNS, ("run",)),
     "models": (MODELS, ("run", "model")),
@@ -186,6 +197,7 @@ TABLES: dict[str, tuple[pa.Schema, tuple[str, ...]]] = {
     "vectors": (VECTORS, ("run", "model", "concept")),
     "scores": (SCORES, ("run", "model", "concept")),
     "control_scores": (CONTROL_SCORES, ("run", "model", "concept")),
+    "rejects": (REJECTS, ("run", "model", "concept")),
 }
 """Table name -> (schema of its files, its Hive partition keys in path order)."""
 

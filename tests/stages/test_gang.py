@@ -69,7 +69,9 @@ def test_a_gang_answers_as_one_model_does(checkpoint):
     gang = Gang(spec_of(checkpoint))
     try:
         np.testing.assert_allclose(
-            gang.ask("read_activations", answered, "resid_pre"), read_activations(model, answered, "resid_pre"), atol=1e-4
+            gang.ask("read_activations", answered, "resid_pre"),
+            read_activations(model, answered, "resid_pre"),
+            atol=1e-4,
         )
         together = gang.ask("sweep", prompts, directions, encoder.answer_ids, grid)
     finally:

@@ -43,7 +43,7 @@ QUERY = "select prompt, layer, strength, logit_matching, logit_other, logsumexp 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory, moe_checkpoint):
     folder = tmp_path_factory.mktemp("study")
-    write_concept(folder / "kind", 20, 16)
+    write_concept(folder / "kind", 300, 240)  # enough that a loss falls into the middle
     (folder / "study.toml").write_text(STUDY.format(moe=moe_checkpoint))
     return plan_study(load_study(folder / "study.toml"))
 
@@ -89,6 +89,7 @@ def test_a_loss_in_mid_study_changes_nothing(plan, undisturbed, tmp_path, monkey
         if hit or progress.stage != stage or not progress.done:
             return
         words = {"extract": "ExtractActivations", "score": "ScorePrompts"}[stage] if "ray" in victim else victim
+        assert progress.done < progress.total
         process = marked(mark, words)[-1]
         os.kill(process.pid, loss)
         hit.append(process.pid)

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.engine.extract import compute_vectors
 from pipeline.engine.model import load_model
 from pipeline.engine.sweep import SweepGrid, steering_directions, sweep_naive
 from pipeline.engine.tokens import PromptEncoder
-from pipeline.engine.extract import compute_vectors
 from pipeline.engine.vectors import SteeringVectors
 from pipeline.errors import ActivationError, UserError
 from pipeline.prompts import Concept, read_concept
@@ -245,17 +245,22 @@ def test_two_writers_of_one_run_are_not_mixed(finished, plan):
     from pipeline.warehouse.lock import run_lock
 
     warehouse, _, _ = finished
-    with run_lock(warehouse.root, plan.study.run_id), pytest.raises(WarehouseError, match="is being written by process"):
+    with (
+        run_lock(warehouse.root, plan.study.run_id),
+        pytest.raises(WarehouseError, match="is being written by process"),
+    ):
         run_study(plan, warehouse)
 
 
 def test_a_user_error_is_found_however_deep_it_is_wrapped():
-    try:
+    def task():
         try:
             raise ActivationError("layer 3")
         except ActivationError as inner:
             raise RuntimeError("task failed") from inner
-    except RuntimeError as outer:
-        assert str(user_error_in(outer)) == "layer 3"
+
+    with pytest.raises(RuntimeError) as raised:
+        task()
+    assert str(user_error_in(raised.value)) == "layer 3"
     assert user_error_in(RuntimeError("nothing of ours")) is None
     assert isinstance(user_error_in(UserError("x")), UserError)

@@ -1,0 +1,29 @@
+"""What an import may be told: the words of `steer import`. Imports nothing heavy, for the command's help needs it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class ImportFormat(StrEnum):
+    """What PATH holds: scores (the first), or prompts."""
+
+    logit_diff_csv = "logit-diff-csv"
+    anthropic_evals = "anthropic-evals"
+    caa = "caa"
+    study_pairs = "study-pairs"
+    study_eval = "study-eval"
+
+
+class OtherLetters(StrEnum):
+    """What to do with rows whose matching answer is neither A nor B, for which no log-probability was recorded."""
+
+    keep = "keep"  # as the file scores them, marked by their letter
+    reject = "reject"
+
+
+class ImportSplit(StrEnum):
+    """The split that all prompts of a file go to."""
+
+    train = "train"
+    test = "test"

@@ -1,0 +1,193 @@
+"""`steer plan`: a study file and the models' configs in, the plan and an exit code out.
+
+Flows in: a study, the name of a kind of GPU, stated rates. Flows out: the report, and 0 if every model fits, 1 if one
+does not. Nothing is started, fetched or loaded: a model's config.json is the one given, that of its local folder, or
+that in the hub's cache.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from pipeline.errors import CheckpointError, ContextLengthError, StudyError, TokenizerError
+from pipeline.planning.estimate import ModelRequest, Rates, StudyEstimate, estimate_study
+from pipeline.planning.gpus import gpu_named
+from pipeline.planning.lengths import PromptLengths, has_tokenizer, prompt_lengths
+from pipeline.planning.report import as_object, as_rich
+from pipeline.planning.workload import ModelSizes, Workload
+from pipeline.prompts import Prompt, find_concept, read_concept
+from pipeline.study import ModelSection, Study, load_study
+
+_TABLE_WIDTH = 110  # rather than cut figures, tables run over the edge of a narrower terminal
+
+
+def plan_to_report(
+    study_file: Path,
+    *,
+    gpu: str,
+    gpus_per_node: int | None,
+    nodes: int | None,
+    configs: Sequence[str],
+    tokenizer: Path | None,
+    utilisation: float,
+    read_gb_per_s: float,
+    price_per_gpu_hour: float | None,
+    overrides: Sequence[str],
+    as_json: bool,
+    out: Console,
+) -> int:
+    """Print the plan. Returns 0 if every model fits, 1 if one does not; raises a UserError for wrong input."""
+    kind = gpu_named(gpu)
+    if gpus_per_node is not None:
+        kind = kind.model_copy(update={"gpus_per_node": _positive("--gpus-per-node", gpus_per_node)})
+    if not 0 < utilisation <= 1:
+        raise StudyError(f"--utilisation {utilisation:g} is no share; give a number above 0 and up to 1")
+    rates = Rates(
+        gpu=kind,
+        num_nodes=None if nodes is None else int(_positive("--nodes", nodes)),
+        utilisation=utilisation,
+        read_gb_per_s=_positive("--read-gb-per-s", read_gb_per_s),
+        price_per_gpu_hour=None
+        if price_per_gpu_hour is None
+        else _positive("--price-per-gpu-hour", price_per_gpu_hour),
+    )
+    study = load_study(study_file, list(overrides))
+    estimate = plan(study, _config_files(configs, study), tokenizer, rates)
+    if as_json:
+        print(json.dumps(as_object(estimate), indent=1, allow_nan=False))
+    else:
+        wide = Console(file=out.file, width=max(out.width, _TABLE_WIDTH))
+        for part in as_rich(estimate):
+            if isinstance(part, str):
+                wide.print(part, highlight=False, soft_wrap=True)
+            else:
+                wide.print(part, "")
+    return 0 if estimate.fits else 1
+
+
+def plan(study: Study, configs: Mapping[str, Path], tokenizer: Path | None, rates: Rates) -> StudyEstimate:
+    """The estimate of `study`. `configs` maps a model's name to its config.json where that is not taken from its path;
+    `tokenizer` is a folder for the models that have none of their own at hand."""
+    if tokenizer is not None and not has_tokenizer(tokenizer):
+        raise TokenizerError(
+            f"--tokenizer {tokenizer}: needs tokenizer.json and a chat template (tokenizer_config.json or "
+            "chat_template.jinja); give a folder that holds them"
+        )
+    files = _find_configs(study, configs)
+    train, test = _prompts(study)
+    known: dict[Path | None, PromptLengths] = {}
+    requests = []
+    for section in study.file.models:
+        file = files[section.name]
+        folder = file.parent if has_tokenizer(file.parent) else tokenizer
+        if folder not in known:
+            protocol = study.protocol
+            known[folder] = prompt_lengths(train, test, protocol.answer_form, protocol.read_position, folder)
+        requests.append(_request(study, section, file, known[folder]))
+    return estimate_study(study.name, requests, rates)
+
+
+def _request(study: Study, section: ModelSection, file: Path, lengths: PromptLengths) -> ModelRequest:
+    try:
+        sizes = ModelSizes.of(_read_config(file), str(file))
+    except CheckpointError as error:
+        raise CheckpointError(f"model {section.name!r}: {error}") from error
+    facts, grid, cluster = sizes.facts, study.grid, study.file.cluster
+    if lengths.exact and lengths.longest > facts.max_positions:
+        raise ContextLengthError(
+            f"model {section.name!r}: the longest prompt has {lengths.longest} tokens with its answer, the model's "
+            f"context {facts.max_positions}; shorten or drop the prompt"
+        )
+    work = Workload(
+        lengths=lengths,
+        num_layers=facts.num_layers,
+        layers=grid.layers_of(facts.num_layers, section.name),
+        num_branches=(1 + grid.controls) * sum(strength != 0 for strength in grid.strengths),
+        site=study.protocol.steer_site,
+        batch_size=cluster.batch_size,
+        token_budget=cluster.token_budget,
+    )
+    stated = section.tensor_parallel if "tensor_parallel" in section.model_fields_set else None
+    return ModelRequest(section.name, sizes, work, section.dtype, stated, cluster.replica_range)
+
+
+def _prompts(study: Study) -> tuple[list[Prompt], list[Prompt]]:
+    """Train and test prompts of all concepts."""
+    train: list[Prompt] = []
+    test: list[Prompt] = []
+    for name in study.file.study.concepts:
+        of_train, of_test = read_concept(find_concept(name, study.base))
+        train += of_train
+        test += of_test
+    return train, test
+
+
+def _config_files(given: Sequence[str], study: Study) -> dict[str, Path]:
+    """`--config NAME=FILE`, checked against the study's models."""
+    names = [model.name for model in study.file.models]
+    files = {}
+    for text in given:
+        name, separator, path = text.partition("=")
+        if not separator or not path:
+            raise StudyError(f"--config {text!r}: write it as NAME=FILE, such as {names[0]}=configs/{names[0]}.json")
+        if name not in names:
+            raise StudyError(f"--config {text!r}: no such model in the study; it has {', '.join(names)}")
+        file = Path(path).expanduser()
+        files[name] = file / "config.json" if file.is_dir() else file
+    return files
+
+
+def _find_configs(study: Study, given: Mapping[str, Path]) -> dict[str, Path]:
+    """Each model's config.json: as given, in its folder, or in the hub's cache. Raises CheckpointError that names every
+    model without one."""
+    found = dict(given)
+    missing = []
+    for section in study.file.models:
+        if section.name not in found:
+            file = _own_config(section, study)
+            if file is None:
+                missing.append(section)
+            else:
+                found[section.name] = file
+    if missing:
+        names, first = ", ".join(section.name for section in missing), missing[0]
+        raise CheckpointError(
+            f"no config.json at hand for {names}: {first.path!r} is no local folder, and not in the Hugging Face "
+            f"cache; give it with --config {first.name}=FILE, or fetch it first (hf download {first.path} config.json)"
+        )
+    return found
+
+
+def _own_config(section: ModelSection, study: Study) -> Path | None:
+    for folder in (Path(section.path).expanduser(), study.base / section.path):
+        if folder.is_dir():
+            return folder / "config.json"
+    if section.path.startswith((".", "/", "~")) or section.path.count("/") != 1:
+        return None
+    import huggingface_hub
+
+    cached = huggingface_hub.try_to_load_from_cache(section.path, "config.json")
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read ({error.strerror}); give the path of a config.json") from error
+    except ValueError as error:
+        raise CheckpointError(f"{file} is not valid JSON ({error}); fetch it again") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file} holds no JSON object; give the path of a config.json")
+    return config
+
+
+def _positive(option: str, value: float) -> float:
+    if not 0 < value < float("inf"):
+        raise StudyError(f"{option} {value:g} is not above 0; give a positive number")
+    return value

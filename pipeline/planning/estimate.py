@@ -1,0 +1,340 @@
+"""How many GPUs each model of a study needs, for how long, and what it costs.
+
+Flows in: each model's sizes and workload, a kind of GPU, stated rates. Flows out: a `StudyEstimate`, and with it every
+assumption that a figure stands on.
+
+A model is planned at the study's `tensor_parallel` where the file states one, else at the least rank count that fits.
+What binds is said in one word: `nothing` (one GPU holds it), `weights`, `working memory`, `ranks` (memory would allow a
+count that the model cannot be cut over), `nodes` (more are needed than --nodes allows), `tensor_parallel` (the study
+states one that is too small).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.engine.layout import check_ranks, legal_ranks
+from pipeline.errors import ShardingError
+from pipeline.planning.gpus import Gpu
+from pipeline.planning.memory import RESERVE_BYTES, RankMemory, params_by_rank, rank_memory, token_bytes
+from pipeline.planning.workload import Flops, ModelSizes, Workload, extract_flops, sweep_flops
+
+Binding = Literal["nothing", "weights", "working memory", "ranks", "nodes", "tensor_parallel"]
+
+MOST_RANKS = 64  # looked at where --nodes does not say
+NUM_LOADS = 2  # extraction and scoring each start their replicas
+_FREE_SHARE = 0.5  # of free memory that the engine fills with a batch, and its most tokens (engine.batching, on CUDA)
+_MOST_TOKENS = 262_144
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What the user states: the GPU, how many nodes of it there are (None: as many as needed), and speeds."""
+
+    gpu: Gpu
+    num_nodes: int | None = None
+    utilisation: float = 0.3
+    read_gb_per_s: float = 2.0
+    price_per_gpu_hour: float | None = None
+
+    def nodes_for(self, num_ranks: int, replicas: int) -> int:
+        """Nodes that `replicas` gangs of `num_ranks` take; a gang that fits into a node is not split."""
+        per_node = self.gpu.gpus_per_node
+        if num_ranks > per_node:
+            return replicas * math.ceil(num_ranks / per_node)
+        return math.ceil(replicas / (per_node // num_ranks))
+
+    def allow(self, num_ranks: int, replicas: int) -> bool:
+        """Whether there are nodes enough."""
+        return self.num_nodes is None or self.nodes_for(num_ranks, replicas) <= self.num_nodes
+
+    @property
+    def most_ranks(self) -> int:
+        """Rank counts looked at."""
+        return max(MOST_RANKS, (self.num_nodes or 0) * self.gpu.gpus_per_node)
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """One model as the study asks for it. `tensor_parallel` is None where the file does not state it; `replicas` are
+    the least and the most."""
+
+    name: str
+    sizes: ModelSizes
+    work: Workload
+    dtype: Literal["float32", "bfloat16"]
+    tensor_parallel: int | None
+    replicas: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class RankOption:
+    """A rank count the model can be cut over: what its fullest rank holds, and over how many nodes the ranks lie."""
+
+    num_ranks: int
+    num_nodes: int
+    memory: RankMemory
+    fits: bool
+
+
+@dataclass(frozen=True)
+class ModelEstimate:
+    """The plan of one model. `planned` is None where nothing fits; then times and cost are None too.
+
+    `flops` are of all ranks together; seconds are wall time on `num_gpus` GPUs (all replicas).
+    """
+
+    request: ModelRequest
+    options: tuple[RankOption, ...]
+    least: RankOption | None
+    planned: RankOption | None
+    binds: Binding
+    advice: str
+    extract: Flops
+    sweep: Flops
+    num_replicas: int = 0
+    num_gpus: int = 0
+    num_nodes: int = 0
+    prompts_at_once: int = 0
+    compute_seconds: float | None = None
+    load_seconds: float | None = None
+    cost: float | None = None
+
+    @property
+    def fits(self) -> bool:
+        return self.planned is not None
+
+    @property
+    def seconds(self) -> float | None:
+        if self.compute_seconds is None or self.load_seconds is None:
+            return None
+        return self.compute_seconds + self.load_seconds
+
+
+@dataclass(frozen=True)
+class StudyEstimate:
+    """All models of a study, which run one after the other."""
+
+    study: str
+    rates: Rates
+    models: tuple[ModelEstimate, ...]
+    assumptions: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        return all(model.fits for model in self.models)
+
+    @property
+    def seconds(self) -> float | None:
+        """Wall time of the whole study; None unless every model fits."""
+        return sum(model.seconds or 0.0 for model in self.models) if self.fits else None
+
+    @property
+    def cost(self) -> float | None:
+        if not self.fits or self.rates.price_per_gpu_hour is None:
+            return None
+        return sum(model.cost or 0.0 for model in self.models)
+
+
+def estimate_model(request: ModelRequest, rates: Rates) -> ModelEstimate:
+    """Plan one model on the GPUs of `rates`."""
+    least_replicas, replicas = request.replicas
+    options = [_option(request, rates.gpu, n) for n in legal_ranks(request.sizes.facts, rates.most_ranks)]
+    within = [option for option in options if rates.allow(option.num_ranks, least_replicas)]
+    least = next((option for option in within if option.fits), None)
+    planned, binds, advice = _choose(request, rates, options, within, least)
+    shown = tuple(within or options[:1])
+    whole = (extract_flops(request.sizes, request.work), sweep_flops(request.sizes, request.work))
+    if planned is None:
+        return ModelEstimate(request, shown, least, None, binds, advice, *whole)
+    while replicas > least_replicas and not rates.allow(planned.num_ranks, replicas):
+        replicas -= 1
+    at_once = _prompts_at_once(request, rates.gpu, planned)
+    compute = _compute_seconds(request, rates, planned, at_once) / replicas
+    load = _load_seconds(request, rates, planned)
+    num_gpus = replicas * planned.num_ranks
+    price = rates.price_per_gpu_hour
+    return ModelEstimate(
+        request,
+        shown,
+        least,
+        planned,
+        binds,
+        advice,
+        *whole,
+        num_replicas=replicas,
+        num_gpus=num_gpus,
+        num_nodes=rates.nodes_for(planned.num_ranks, replicas),
+        prompts_at_once=at_once,
+        compute_seconds=compute,
+        load_seconds=load,
+        cost=None if price is None else price * num_gpus * (compute + load) / 3600,
+    )
+
+
+def estimate_study(study: str, requests: Sequence[ModelRequest], rates: Rates) -> StudyEstimate:
+    """Plan every model, and say what the figures assume."""
+    models = tuple(estimate_model(request, rates) for request in requests)
+    return StudyEstimate(study, rates, models, _assumptions(models, rates))
+
+
+# --- memory: which rank count -----------------------------------------------------------------------------
+
+
+def _option(request: ModelRequest, gpu: Gpu, num_ranks: int) -> RankOption:
+    memory = rank_memory(request.sizes, request.work, request.dtype, num_ranks)
+    return RankOption(num_ranks, math.ceil(num_ranks / gpu.gpus_per_node), memory, memory.total <= gpu.memory_bytes)
+
+
+def _choose(
+    request: ModelRequest,
+    rates: Rates,
+    options: list[RankOption],
+    within: list[RankOption],
+    least: RankOption | None,
+) -> tuple[RankOption | None, Binding, str]:
+    """The option planned (None where nothing fits), what binds, and a sentence on what to do about it."""
+    stated = request.tensor_parallel
+    if stated is not None:
+        return _stated(request, rates, within, least, stated)
+    if least is None:
+        return None, *_why_nothing_fits(request, rates, options)
+    binds = _why_not_fewer(request, rates.gpu, least)
+    if least.num_ranks == 1:
+        return least, binds, "one GPU holds it"
+    return least, binds, f"set tensor_parallel = {least.num_ranks} in the study"
+
+
+def _stated(
+    request: ModelRequest, rates: Rates, within: list[RankOption], least: RankOption | None, stated: int
+) -> tuple[RankOption | None, Binding, str]:
+    instead = f"set tensor_parallel = {least.num_ranks}" if least else "no rank count fits either"
+    try:
+        check_ranks(request.sizes.facts, stated)
+    except ShardingError as error:
+        return None, "ranks", f"{error}; {instead}"
+    chosen = next((option for option in within if option.num_ranks == stated), None)
+    if chosen is None:
+        needed = rates.nodes_for(stated, request.replicas[0])
+        return None, "nodes", f"tensor_parallel = {stated} needs {needed} nodes, there are {rates.num_nodes}; {instead}"
+    if chosen.fits:
+        assert least is not None, "the stated count fits, so the least of those that fit is known"
+        fewer = f"; {least.num_ranks} would do" if least.num_ranks < stated else ""
+        return chosen, _why_not_fewer(request, rates.gpu, least), f"tensor_parallel = {stated} fits{fewer}"
+    if least is None:
+        return None, _short_of(chosen, rates.gpu), f"a rank needs {_gb(chosen)} GB; {instead}"
+    return None, "tensor_parallel", f"tensor_parallel = {stated} needs {_gb(chosen)} GB a rank; {instead}"
+
+
+def _why_not_fewer(request: ModelRequest, gpu: Gpu, option: RankOption) -> Binding:
+    """What keeps the model from running on fewer GPUs than `option`, the least that fits."""
+    if option.num_ranks == 1:
+        return "nothing"
+    below = legal_ranks(request.sizes.facts, option.num_ranks - 1)[-1]
+    if any(_option(request, gpu, n).fits for n in range(below + 1, option.num_ranks)):
+        return "ranks"
+    return _short_of(_option(request, gpu, below), gpu)
+
+
+def _why_nothing_fits(request: ModelRequest, rates: Rates, options: list[RankOption]) -> tuple[Binding, str]:
+    replicas = request.replicas[0]
+    enough = next((option for option in options if option.fits), None)
+    if enough is not None:
+        nodes, gpus = rates.nodes_for(enough.num_ranks, replicas), enough.num_ranks * replicas
+        return "nodes", f"it needs {gpus} GPUs on {nodes} nodes, and --nodes allows {rates.num_nodes}"
+    largest = options[-1]
+    counts = [n for n in range(1, rates.most_ranks + 1) if rates.allow(n, replicas)]
+    between = next((n for n in counts if _option(request, rates.gpu, n).fits), None)
+    if between is not None:
+        why = f"{between} ranks would fit, but the model can be cut over at most {largest.num_ranks}"
+        return "ranks", f"{why}; take a GPU with more memory"
+    advice = f"even over {largest.num_ranks} ranks one needs {_gb(largest)} GB; take a GPU with more memory"
+    return _short_of(largest, rates.gpu), advice
+
+
+def _short_of(option: RankOption, gpu: Gpu) -> Binding:
+    weights_alone = option.memory.weights + option.memory.reserve
+    return "weights" if weights_alone > gpu.memory_bytes else "working memory"
+
+
+def _gb(option: RankOption) -> str:
+    return f"{option.memory.total / 1e9:.1f}"
+
+
+# --- time ---------------------------------------------------------------------------------------------------
+
+
+def _prompts_at_once(request: ModelRequest, gpu: Gpu, option: RankOption) -> int:
+    """Prompts whose branches share a batch: what the engine fills of the memory that the weights leave free."""
+    work = request.work
+    tokens = work.token_budget
+    if not tokens:
+        free = gpu.memory_bytes - option.memory.weights - option.memory.reserve
+        per_token = token_bytes(request.sizes, request.dtype, option.num_ranks)
+        tokens = min(_MOST_TOKENS, int(_FREE_SHARE * free / per_token))
+    return min(work.batch_size, max(1, tokens // (work.rows_per_prompt * work.lengths.longest)))
+
+
+def _compute_seconds(request: ModelRequest, rates: Rates, option: RankOption, at_once: int) -> float:
+    """Of the rank that has most to do: its operations at the stated share of the peak, or, if that is longer, its
+    weights read from the GPU's memory once a batch."""
+    gpu, work, ranks = rates.gpu, request.work, option.num_ranks
+    flops = extract_flops(request.sizes, work, ranks) + sweep_flops(request.sizes, work, ranks)
+    fast = gpu.bf16_tflops if request.dtype == "bfloat16" else gpu.fp32_tflops
+    by_count = (flops.blocks + flops.attention) / (fast * 1e12) + flops.head / (gpu.fp32_tflops * 1e12)
+    num_batches = math.ceil(len(work.lengths.test) / at_once) + math.ceil(len(work.lengths.train) / work.batch_size)
+    by_bandwidth = num_batches * option.memory.weights / (gpu.bandwidth_gb_per_s * 1e9)
+    return max(by_count / rates.utilisation, by_bandwidth)
+
+
+def _load_seconds(request: ModelRequest, rates: Rates, option: RankOption) -> float:
+    """Of reading what the ranks of one node hold, as it is stored, once for each stage."""
+    stored = str(request.sizes.config.get("dtype") or request.sizes.config.get("torch_dtype") or "bfloat16")
+    on_node = params_by_rank(request.sizes, option.num_ranks)[: rates.gpu.gpus_per_node]
+    item = 4 if stored == "float32" else 2
+    return NUM_LOADS * item * sum(on_node) / (rates.read_gb_per_s * 1e9)
+
+
+# --- what it all stands on ----------------------------------------------------------------------------------
+
+
+def _assumptions(models: Sequence[ModelEstimate], rates: Rates) -> tuple[str, ...]:
+    gpu = rates.gpu
+    lines = [
+        f"{gpu.name}: {gpu.memory_gb:g} GB, {gpu.bf16_tflops:g} TFLOP/s bf16, {gpu.fp32_tflops:g} fp32, "
+        f"{gpu.bandwidth_gb_per_s:g} GB/s, {gpu.gpus_per_node} a node (data/gpus.toml); GB are 10^9 bytes.",
+        "Weights: on every rank the embedding, norms and routers; cut over the ranks attention (by whole key/value "
+        "heads, so the fullest rank counts), MLP, experts and head.",
+        "Working memory: the longest prompt with all its branches at once, the least the sweep can take; the engine "
+        "then fills half of what is left. Keys and values live for one block; none are cached.",
+        f"{RESERVE_BYTES / 1e9:g} GB a GPU stay free for the CUDA context, collectives and fragmentation.",
+        "Operations by count: 2 a parameter and token in matrix products, attention over the full square, the head in "
+        "float32 on last tokens only; not norms, activations, softmax; no padding.",
+        f"Compute at {rates.utilisation:.0%} of the peak (--utilisation), never faster than the weights can be read "
+        "from the GPU's memory once a batch; time in collectives is not counted apart.",
+        f"Weights are read from disk at {rates.read_gb_per_s:g} GB/s a node (--read-gb-per-s), once for extraction and "
+        "once for scoring; the page cache may make the second free.",
+        "Models run one after the other. Start of Ray and processes, tokenising and writing are not counted.",
+    ]
+    estimated = [model.request.name for model in models if not model.request.work.lengths.exact]
+    if estimated:
+        lines.insert(
+            1,
+            f"Prompt lengths of {', '.join(estimated)} are estimated, no tokenizer being at hand (--tokenizer DIR): 4 "
+            "characters a token and 12 tokens of chat template, as Qwen3 has on average; single prompts differ by "
+            "up to 17 %.",
+        )
+    if any(model.planned and model.planned.num_nodes > 1 for model in models):
+        lines.append(
+            "A replica over several nodes: the network between them costs nothing here, and `steer run` must be able "
+            "to place one so; today it keeps the ranks of a replica on one node."
+        )
+    if rates.price_per_gpu_hour is not None:
+        lines.append(
+            f"Cost at {rates.price_per_gpu_hour:g} a GPU and hour, for the GPUs a model uses while it runs; whole "
+            "nodes, or GPUs kept for the largest model all the time, cost more."
+        )
+    return tuple(lines)

@@ -1,0 +1,138 @@
+"""What one model has to compute for a study: rows, and floating point operations by count.
+
+Flows in: prompt lengths, the grid, the model's sizes. Flows out: `Workload` (rows at each block) and `Flops`.
+
+The branching sweep appends, at the boundary of each tested layer, one row for each direction and nonzero strength, so
+block b works on 1 + branches * (tested layers whose boundary is at most b) rows of each prompt. A multiplication and an
+addition are two operations. Counted: all matrix products, and attention over the full square of the tokens, as
+`torch.utils.flop_counter` does. Not counted: norms, activations, rotary embedding, softmax, sorting tokens by expert.
+
+Legend: T tokens, H hidden, I width of an MLP or expert, V vocabulary, K experts a token, E experts, D head dimension.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.engine.architecture import ArchitectureFacts, architecture_facts
+from pipeline.engine.layout import MLP_GRAIN, even_widths
+from pipeline.planning.lengths import PromptLengths
+from pipeline.protocols import Site
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """The facts of a config, and what else its cost depends on."""
+
+    config: dict[str, Any]
+    facts: ArchitectureFacts
+    mlp_width: int  # of a dense block
+    expert_width: int  # 0 for dense
+    num_sparse: int  # blocks with experts
+
+    @classmethod
+    def of(cls, config: dict[str, Any], where: str) -> ModelSizes:
+        """Raises CheckpointError, naming `where`, for a config that lacks a size or is of another family."""
+        facts = architecture_facts(config, where)
+        expert_width = config["moe_intermediate_size"] if facts.num_experts else 0
+        each = facts.num_experts * 3 * facts.hidden_size * expert_width
+        return cls(config, facts, config["intermediate_size"], expert_width, facts.num_expert_params // (each or 1))
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The grid of one model over the study's prompts. `num_branches` is directions * nonzero strengths."""
+
+    lengths: PromptLengths
+    num_layers: int
+    layers: tuple[int, ...]
+    num_branches: int
+    site: Site
+    batch_size: int  # prompts that travel together
+    token_budget: int  # tokens through a block at once, 0: from the device
+
+    def rows_at(self, block: int) -> int:
+        """Rows of one prompt that block `block` works on; at `num_layers`, those alive behind the last block."""
+        first = 0 if self.site == "resid_pre" else 1  # the boundary of layer L is L, or L + 1
+        return 1 + self.num_branches * sum(layer + first <= min(block, self.num_layers - 1) for layer in self.layers)
+
+    @property
+    def rows_per_prompt(self) -> int:
+        """Rows the last block works on: the most alive at once."""
+        return self.rows_at(self.num_layers - 1)
+
+    @property
+    def rows_read(self) -> int:
+        """Rows of one prompt that norm and head see."""
+        return 1 + self.num_branches * len(self.layers)
+
+    @property
+    def row_blocks(self) -> int:
+        """Rows times blocks of one prompt's sweep; `num_layers` would be one plain forward."""
+        return sum(self.rows_at(block) for block in range(self.num_layers))
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating point operations: matrix products of the blocks, attention, and the head (in float32)."""
+
+    blocks: float
+    attention: float
+    head: float
+
+    @property
+    def total(self) -> float:
+        return self.blocks + self.attention + self.head
+
+    def __add__(self, other: Flops) -> Flops:
+        return Flops(self.blocks + other.blocks, self.attention + other.attention, self.head + other.head)
+
+
+def sweep_flops(sizes: ModelSizes, work: Workload, num_ranks: int = 1) -> Flops:
+    """Of scoring the whole grid, on the rank that has most to do (all of it with one rank)."""
+    tokens = sum(work.lengths.test)
+    squares = sum(length**2 for length in work.lengths.test)
+    head = 2.0 * sizes.facts.hidden_size * (max(even_widths(sizes.facts.vocab_size, num_ranks)) + 2)
+    return Flops(
+        blocks=tokens * work.row_blocks * _mean_block(sizes, num_ranks),
+        attention=squares * work.row_blocks * _attention(sizes, num_ranks),
+        head=len(work.lengths.test) * work.rows_read * head,
+    )
+
+
+def extract_flops(sizes: ModelSizes, work: Workload, num_ranks: int = 1) -> Flops:
+    """Of reading both sides of every pair through all blocks; no head."""
+    tokens = sum(work.lengths.train)
+    squares = sum(length**2 for length in work.lengths.train)
+    num_layers = sizes.facts.num_layers
+    return Flops(
+        blocks=tokens * num_layers * _mean_block(sizes, num_ranks),
+        attention=squares * num_layers * _attention(sizes, num_ranks),
+        head=0.0,
+    )
+
+
+def rank_heads(facts: ArchitectureFacts, num_ranks: int) -> tuple[int, int]:
+    """Query and key/value heads of the rank that has most: attention is cut by whole key/value heads."""
+    kv_heads = max(even_widths(facts.num_key_value_heads, num_ranks))
+    return facts.num_attention_heads // facts.num_key_value_heads * kv_heads, kv_heads
+
+
+def _attention(sizes: ModelSizes, num_ranks: int) -> float:
+    """Operations of one row and block a square of its tokens: scores, and their product with the values."""
+    heads, _ = rank_heads(sizes.facts, num_ranks)
+    return 4.0 * heads * sizes.facts.head_dim
+
+
+def _mean_block(sizes: ModelSizes, num_ranks: int) -> float:
+    """Operations of the matrix products of one block a token, averaged over dense and sparse blocks. Tokens are taken
+    to spread evenly over the experts."""
+    facts = sizes.facts
+    heads, kv_heads = rank_heads(facts, num_ranks)
+    attention = 2 * facts.hidden_size * facts.head_dim * (heads + kv_heads)
+    dense = 3 * facts.hidden_size * max(even_widths(sizes.mlp_width, num_ranks, MLP_GRAIN))
+    router = facts.hidden_size * facts.num_experts
+    experts = 3 * facts.hidden_size * sizes.expert_width * facts.num_experts_per_token / num_ranks
+    share = sizes.num_sparse / facts.num_layers
+    return 2.0 * (attention + (1 - share) * dense + share * (router + experts))

@@ -1,0 +1,72 @@
+"""Operations by count equal those that run: torch's own counter over the real sweep and the real extraction."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.engine.extract import read_activations
+from pipeline.engine.model import Model
+from pipeline.engine.sweep import SweepGrid, sweep
+from pipeline.engine.tokens import EncodedAnswer, EncodedPrompt
+from pipeline.planning.workload import extract_flops, sweep_flops
+from tests.planning.conftest import DENSE, MOE, make_work, sizes_of
+
+
+def build(config, experts: str = "eager") -> Model:
+    """A random model. torch's counter knows the plain products of `eager`, not the grouped ones."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    values = {k: v for k, v in config.items() if k != "model_type"}
+    if config["model_type"] == "qwen3_moe":
+        hf = Qwen3MoeForCausalLM(Qwen3MoeConfig(**values, experts_implementation=experts))
+    else:
+        hf = Qwen3ForCausalLM(Qwen3Config(**values))
+    return Model("tiny", hf.eval().requires_grad_(False), None, None)
+
+
+def counted(run) -> float:
+    """torch's count; the fused attention of CPUs is not in its list, the plain products it stands for are."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        run()
+    return float(counter.get_total_flops())
+
+
+@pytest.mark.parametrize("config", [DENSE, MOE], ids=["dense", "moe"])
+@pytest.mark.parametrize("site", ["resid_pre", "resid_post"])
+def test_the_sweep_costs_what_torch_counts(config, site):
+    model, num_layers = build(config), config["num_hidden_layers"]
+    work = make_work(num_layers, test=(40, 40, 40), site=site, layers=(1, 3, 5), num_branches=4)
+    prompts = [EncodedPrompt(tuple(range(n)), n - 2) for n in work.lengths.test]
+    directions = np.random.default_rng(0).standard_normal((2, num_layers, 256)).astype(np.float32)
+    grid = SweepGrid(work.layers, (-1.0, 0.0, 1.0), site, "all")
+    found = counted(lambda: sweep(model, prompts, directions, (1, 2), grid, budget=10**9))
+    assert sweep_flops(sizes_of(config), work).total == pytest.approx(found, rel=0.005)
+
+
+@pytest.mark.parametrize("config", [DENSE, MOE], ids=["dense", "moe"])
+def test_extraction_costs_what_torch_counts(config):
+    model = build(config)
+    work = make_work(config["num_hidden_layers"], train=(40,) * 4)
+    rows = [EncodedAnswer(tuple(range(n)), n - 1) for n in work.lengths.train]
+    found = counted(lambda: read_activations(model, rows, "resid_post", budget=10**9))
+    assert extract_flops(sizes_of(config), work).total == pytest.approx(found, rel=0.005)
+
+
+def test_rows_grow_at_the_boundary_of_each_tested_layer():
+    post = make_work(6, layers=(2, 4, 5), num_branches=2)
+    assert [post.rows_at(b) for b in range(6)] == [1, 1, 1, 3, 3, 5]  # layer 5 is steered behind the last block
+    assert (post.rows_per_prompt, post.rows_read, post.row_blocks) == (5, 7, 14)
+    pre = make_work(6, layers=(2, 4, 5), num_branches=2, site="resid_pre")
+    assert [pre.rows_at(b) for b in range(6)] == [1, 1, 3, 3, 5, 7]
+    assert make_work(6, num_branches=0).row_blocks == 6
+
+
+@pytest.mark.parametrize("config", [DENSE, MOE], ids=["dense", "moe"])
+def test_more_ranks_leave_less_to_the_busiest_and_no_less_in_all(config):
+    sizes, work = sizes_of(config), make_work(config["num_hidden_layers"])
+    totals = [sweep_flops(sizes, work, n).total for n in (1, 2, 4, 8)]
+    assert totals == sorted(totals, reverse=True)
+    assert all(n * total >= totals[0] for n, total in zip((1, 2, 4, 8), totals, strict=True))
