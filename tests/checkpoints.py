@@ -76,6 +76,57 @@ def make_checkpoint(
     return folder
 
 
+def narrowed(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A genuine config with its block, head and expert counts, top-k and tensor names, but narrow; `make_structure` puts
+    in the vocabulary."""
+    widths = {"hidden_size": 64, "head_dim": 8, "intermediate_size": 320, "max_position_embeddings": 256}
+    moe = {"moe_intermediate_size": 16} if config["model_type"] == "qwen3_moe" else {}
+    return {**config, **widths, **moe, **changes}
+
+
+def make_structure(
+    folder: Path,
+    config: dict[str, Any],
+    dtype: str = "float32",
+    seed: int = 0,
+    shard_bytes: int = 16 * 2**20,
+    vocab_size: int = 0,
+) -> Path:
+    """Save random weights for `config` under the published tensor names, experts singly, in files of about
+    `shard_bytes` with an index, as large checkpoints come. Weights are narrow enough that rounding in float32 does not
+    grow over some ninety blocks, wide enough that each block moves the stream."""
+    import torch
+    from safetensors.torch import save_file
+
+    from pipeline.engine.layout import tensor_shapes
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {**config, "vocab_size": max(make_tokenizer(folder), vocab_size)}
+    (folder / "config.json").write_text(json.dumps(config))
+    generator = torch.Generator().manual_seed(seed)
+    files: list[dict[str, torch.Tensor]] = [{}]
+    held = 0
+    for name, shape in tensor_shapes(config).items():
+        values = torch.randn(shape, generator=generator)
+        if len(shape) == 1:
+            values = 1 + 0.1 * values
+        elif not name.startswith("model.embed_tokens"):
+            values *= 0.8 / shape[-1] ** 0.5
+        tensor = values.to(getattr(torch, dtype))
+        if held and held + tensor.nbytes > shard_bytes:
+            files.append({})
+            held = 0
+        files[-1][name] = tensor
+        held += tensor.nbytes
+    names = [f"model-{i + 1:05}-of-{len(files):05}.safetensors" for i in range(len(files))]
+    for file, tensors in zip(names, files, strict=True):
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+    weight_map = {name: file for file, tensors in zip(names, files, strict=True) for name in tensors}
+    index = {"metadata": {"total_size": sum(t.nbytes for f in files for t in f.values())}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
 def write_concept(folder: Path, num_train: int = 6, num_test: int = 5) -> Path:
     """A small balanced concept of prompts of various lengths."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,12 @@
 
     architecture     sizes and parameter counts, from a config
     checkpoint       a checkpoint folder, checked without loading it
-    model            a checkpoint loaded on one device, or as a DeepSpeed-Inference replica
+    model            a checkpoint loaded on one device
+    layout           which part of every tensor a rank holds, from a config; which rank counts work
+    ranks            the ranks of a replica: their process group, DeepSpeed-Inference over it
+    experts          experts and head sharded by us, because DeepSpeed does not
+    weights          a rank's slices of the safetensors files, and what reading them cost
+    sharding         a checkpoint loaded over several ranks
     tokens           prompts through the chat template; answers that are one token, checked in context
     stream           the residual stream: the one place where it is read and written
     extract          activations at the read position, both sides of each pair

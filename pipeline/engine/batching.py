@@ -22,7 +22,8 @@ _GPU_SHARE = 0.5
 
 
 def token_budget(model: Model) -> int:
-    """Tokens that may go through a block of `model` at once, from its sizes and the device's free memory."""
+    """Tokens that may go through a block of `model` at once, from its sizes and the device's free memory: the least of
+    any rank's, so that all ranks cut the same batches."""
     config = model.hf.config
     element = torch.finfo(model.dtype).bits // 8
     attention = 4 * config.num_attention_heads * config.head_dim
@@ -33,7 +34,7 @@ def token_budget(model: Model) -> int:
         free, most = _GPU_SHARE * torch.cuda.mem_get_info(model.device)[0], _GPU_TOKENS
     else:
         free, most = _CPU_SHARE * psutil.virtual_memory().available, _CPU_TOKENS
-    return max(1, min(most, int(free / per_token)))
+    return model.least(max(1, min(most, int(free / per_token))))
 
 
 def micro_batches(lengths: Sequence[int], rows_per_prompt: int, budget: int) -> list[list[int]]:

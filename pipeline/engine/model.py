@@ -1,4 +1,4 @@
-"""A checkpoint loaded for inference: on one device, or inside a DeepSpeed-Inference replica.
+"""A checkpoint loaded for inference on one device; `sharding` loads one over several ranks.
 
 Flows in: a checked checkpoint folder, a dtype, a device. Flows out: a `Model`, the few parts of a decoder
 the engine touches (embedding, blocks, final norm, head) beside its tokenizer.
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,17 +20,26 @@ from pipeline.engine.checkpoint import Checkpoint, read_checkpoint, resolve_chec
 from pipeline.engine.tokens import load_tokenizer, render_chat
 from pipeline.errors import CheckpointError
 
+if TYPE_CHECKING:
+    from pipeline.engine.ranks import Ranks
+    from pipeline.engine.weights import LoadReport
+
 DtypeName = Literal["float32", "bfloat16"]
 
 
 @dataclass
 class Model:
-    """A loaded decoder. `hf` is the transformers model (DeepSpeed's engine wraps and may rewrite it in place)."""
+    """A loaded decoder. `hf` is the transformers model (DeepSpeed's engine wraps and may rewrite it in place).
+
+    `ranks` are those it is sharded over, None on one device; `load` is what loading a rank cost.
+    """
 
     name: str
     hf: Any
     tokenizer: Any
     checkpoint: Checkpoint
+    ranks: Ranks | None = None
+    load: LoadReport | None = None
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -42,8 +51,21 @@ class Model:
 
     @property
     def head_weight(self) -> Tensor:
-        """The output embedding, [vocabulary, hidden]."""
-        return self.hf.lm_head.weight
+        """The output embedding, [vocabulary, hidden]; on a rank, its rows for tokens from `first_token` on."""
+        return self.hf.lm_head.weight if self.ranks is None else self.hf.lm_head.rows
+
+    @property
+    def first_token(self) -> int:
+        """The token id of the first row of `head_weight`."""
+        return 0 if self.ranks is None else self.hf.lm_head.start
+
+    def gather(self, part: Tensor) -> Tensor:
+        """`part` of every rank, [ranks, *part.shape]; a single one on one device."""
+        return part[None] if self.ranks is None else self.ranks.gather(part)
+
+    def least(self, value: int) -> int:
+        """The smallest `value` over the ranks: what each measures for itself but all must decide alike."""
+        return value if self.ranks is None else self.ranks.least(value, self.device)
 
     @property
     def num_layers(self) -> int:
@@ -93,8 +115,7 @@ def load_model(path: str | Path, dtype: DtypeName = "float32", device: str = "cp
     tokenizer = load_tokenizer(folder)
     from transformers import AutoModelForCausalLM
 
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise CheckpointError(f"device {device!r} asked for, but torch sees no CUDA device; use device='cpu'")
+    check_device(device, dtype)
     try:
         hf = AutoModelForCausalLM.from_pretrained(
             str(folder),
@@ -110,15 +131,29 @@ def load_model(path: str | Path, dtype: DtypeName = "float32", device: str = "cp
     return Model(name or folder.name, hf.to(device).eval(), tokenizer, checkpoint)
 
 
+def check_device(device: str, dtype: DtypeName) -> None:
+    """Raise CheckpointError when there is no such device here, or it lacks the dtype."""
+    if not device.startswith("cuda"):
+        return
+    if not torch.cuda.is_available():
+        raise CheckpointError(f"device {device!r} asked for, but torch sees no CUDA device; use device='cpu'")
+    if (torch.device(device).index or 0) >= torch.cuda.device_count():
+        raise CheckpointError(f"device {device!r} asked for, but torch sees {torch.cuda.device_count()} CUDA device(s)")
+    if dtype == "bfloat16" and not torch.cuda.is_bf16_supported():
+        raise CheckpointError(f"device {device!r} does not compute in bfloat16; use dtype float32")
+
+
 def with_deepspeed(model: Model) -> Model:
     """The same model under DeepSpeed-Inference, one rank. One such model lives in a process at a time, because
     DeepSpeed keeps its process group in class state."""
-    import deepspeed
+    from pipeline.engine.layout import MLP_GRAIN
+    from pipeline.engine.ranks import under_deepspeed
 
-    engine = deepspeed.init_inference(
-        model.hf, tensor_parallel={"tp_size": 1}, dtype=model.dtype, replace_with_kernel_inject=False
-    )
-    return Model(model.name, engine.module, model.tokenizer, model.checkpoint)
+    buffers = {name: buffer.clone() for name, buffer in model.hf.named_buffers()}
+    hf = under_deepspeed(model.hf, model.dtype, 1, MLP_GRAIN)
+    for name, buffer in hf.named_buffers():  # DeepSpeed casts rotary frequencies to the model's dtype
+        buffer.data = buffers[name]
+    return Model(model.name, hf, model.tokenizer, model.checkpoint)
 
 
 def pad_right(rows: Sequence[Sequence[int]], device: torch.device, pad: int = 0) -> Tensor:

@@ -4,9 +4,10 @@ Flows in: the stream before the final norm at each row's last token. Flows out: 
 and the log-sum-exp, from which log-probabilities and choice mass follow.
 
 A bf16 head leaves logits on a grid so coarse that thousands of scores take a few dozen values, so norm and head
-are computed in float32 from the weights as they are stored, a slice of the vocabulary at a time.
+are computed in float32 from the weights as they are stored, a slice of the vocabulary at a time. Where the vocabulary
+is sharded, a rank finds answers and log-sum-exp among its own tokens, and three floats a row go over the ranks.
 
-Legend: R rows, H hidden, V vocabulary.
+Legend: R rows, H hidden, V vocabulary (of this rank).
 """
 
 from __future__ import annotations
@@ -40,10 +41,14 @@ def read_answers(model: Model, stream: Tensor, answer_ids: Tensor) -> Readout:
 def read_normed(model: Model, normed: Tensor, answer_ids: Tensor) -> Readout:
     """Readout of `normed` [R, H] (after the final norm)."""
     weight = model.head_weight  # [V, H]
-    answers = answer_ids.to(weight.device).expand(normed.shape[0], 2)
-    logits = torch.einsum("rh,rah->ra", normed, weight[answers].to(torch.float32))
+    answers = answer_ids.to(weight.device).expand(normed.shape[0], 2) - model.first_token
+    absent = (answers < 0) | (answers >= weight.shape[0])
+    rows = weight[answers.masked_fill(absent, 0)].to(torch.float32)  # [R, 2, H]
+    logits = torch.einsum("rh,rah->ra", normed, rows).masked_fill(absent, 0)
     parts = [
         torch.logsumexp(normed @ weight[start : start + _VOCABULARY_SLICE].to(torch.float32).T, dim=-1)
         for start in range(0, weight.shape[0], _VOCABULARY_SLICE)
     ]
-    return Readout(logits, torch.logsumexp(torch.stack(parts), dim=0))
+    logsumexp = torch.logsumexp(torch.stack(parts), dim=0)
+    shards = model.gather(torch.cat([logits, logsumexp[:, None]], dim=1))  # [ranks, R, 3]
+    return Readout(shards[..., :2].sum(dim=0), torch.logsumexp(shards[..., 2], dim=0))

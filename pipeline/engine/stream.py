@@ -109,7 +109,8 @@ def steering(
 ) -> Iterator[None]:
     """While open, every forward (and every step of `generate`) adds `strength * vector` at `site` of `layer`.
 
-    `vector` is [H], any float dtype; its product with the strength is taken in float32 and added in the model's dtype. `mask` is a bool [R, T] of the tokens to
+    `vector` is [H], any float dtype; its product with the strength is taken in float32 and added in the model's dtype.
+    `mask` is a bool [R, T] of the tokens to
     touch; without it all tokens are touched, padding and generated ones included.
 
     Raises InterventionError: a vector of another width or not finite, a mask that touches nothing or does not

@@ -5,7 +5,8 @@ to Ray Data's `map_batches`, and a running Ray.
 
 A laptop's two cores must carry the model and, at the same time, tokenising, reducing and writing; a model actor
 therefore asks Ray for a little less than the threads it uses, and every other task, reading included, for a tenth of a
-CPU: an operator that finds no CPU free waits for ever (reading asks for a whole one unless told).
+CPU: an operator that finds no CPU free waits for ever (reading asks for a whole one unless told). So small a share lets
+Ray start a process for every block at once, so those stages also say how many tasks may run: one a replica.
 """
 
 from __future__ import annotations
@@ -71,18 +72,19 @@ def _configure_data() -> None:
 
 @dataclass(frozen=True)
 class Pools:
-    """How the stages of one model are placed. `model` and `side` are `map_batches` arguments."""
+    """How the stages of one model are placed. `read` holds arguments of a reader, the others of `map_batches`."""
 
-    model: dict[str, Any]
+    read: dict[str, Any]
     tokenise: dict[str, Any]
-    side: dict[str, Any]
+    model: dict[str, Any]
+    side: dict[str, Any]  # reducing and writing
     device: str
     num_threads: int
 
 
 def make_pools(cluster: ClusterSection, size: ClusterSize, tensor_parallel: int, model: str) -> Pools:
     """Place one model's stages. Raises StudyError when the cluster cannot hold one replica."""
-    from ray.data import ActorPoolStrategy
+    from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
     use_gpu = cluster.gpus == "yes" or (cluster.gpus == "auto" and size.num_gpus > 0)
     if cluster.gpus == "auto" and use_gpu and tensor_parallel > size.most_gpus_per_node:
@@ -101,9 +103,15 @@ def make_pools(cluster: ClusterSection, size: ClusterSize, tensor_parallel: int,
     placed = {"num_gpus": tensor_parallel} if use_gpu else {"num_cpus": max(0.25, threads - _SPARE_CPUS)}
     batch = {"batch_size": cluster.batch_size, "batch_format": "pyarrow"}
     return Pools(
-        model={"compute": ActorPoolStrategy(min_size=least, max_size=most), **placed, **batch},
+        read={"num_cpus": _SIDE_CPUS, "concurrency": most},
         tokenise={"compute": ActorPoolStrategy(size=1), "num_cpus": _SIDE_CPUS, **batch},
-        side={"batch_size": None, "batch_format": "pyarrow", "num_cpus": _SIDE_CPUS},
+        model={"compute": ActorPoolStrategy(min_size=least, max_size=most), **placed, **batch},
+        side={
+            "compute": TaskPoolStrategy(size=most),
+            "num_cpus": _SIDE_CPUS,
+            "batch_size": None,
+            "batch_format": "pyarrow",
+        },
         device="cuda" if use_gpu else "cpu",
         num_threads=max(1, threads // tensor_parallel),
     )

@@ -294,9 +294,7 @@ def _read_prompts(plan: StudyPlan, concepts: list[ConceptPlan], split: str, pool
     files = list(concept_files(concepts, split))
     num_prompts = sum(len(c.train if split == "train" else c.test) for c in concepts)
     num_blocks = max(len(files), math.ceil(num_prompts / plan.study.file.cluster.batch_size))
-    return ray.data.read_json(
-        files, lines=True, include_paths=True, override_num_blocks=num_blocks, num_cpus=pools.side["num_cpus"]
-    )
+    return ray.data.read_json(files, lines=True, include_paths=True, override_num_blocks=num_blocks, **pools.read)
 
 
 def _tokenise_spec(plan: StudyPlan, model: ModelPlan, concepts: list[ConceptPlan], split: str) -> TokeniseSpec:
