@@ -1,0 +1,62 @@
+"""Where another tool is to add a vector: our layer and site as the block whose output it is.
+
+Flows in: vectors with the site they were read at, the site to add at, the first block the tool can add to. Flows out:
+`PlacedVectors`, one 0-based block each.
+
+Every tool here adds to the *output* of a block. `resid_post[L]` is the output of block L. `resid_pre[L]`, its input, is
+the same tensor as the output of block L - 1, so it goes there exactly; but `resid_pre[0]` is the embedding and no
+block's output. A vector is added where it was read unless one asks otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from pipeline.errors import UserError
+from pipeline.exports.exported_vectors import ExportedVectors
+from pipeline.protocols import Site
+
+
+@dataclass(frozen=True)
+class PlacedVectors:
+    """Vectors, and for each the 0-based block whose output it is added to; `left_out` are layers that cannot be."""
+
+    vectors: ExportedVectors
+    site: Site
+    blocks: tuple[int, ...]
+    left_out: tuple[int, ...] = ()
+
+    def metadata(self) -> dict[str, str]:
+        """That of the vectors, and `added_at` and `blocks`."""
+        return {**self.vectors.metadata(), "added_at": self.site, "blocks": json.dumps(self.blocks)}
+
+
+def block_of(site: Site, layer: int) -> int:
+    """The 0-based block whose output the stream at `site` of `layer` is; -1 for what enters block 0."""
+    return layer if site == "resid_post" else layer - 1
+
+
+def place(
+    vectors: ExportedVectors, site: Site | None, first_block: int, tool: str, leave_out: bool = False
+) -> PlacedVectors:
+    """Place `vectors` at `site` (None: where they were read) for a tool that adds to the outputs of blocks
+    `first_block` and up.
+
+    Layers that lie before it are an error, or with `leave_out` left out and named. Raises UserError if none is left.
+    """
+    added_at = site or vectors.facts.site
+    held = [layer for layer in vectors.layers if block_of(added_at, layer) >= first_block]
+    left_out = tuple(layer for layer in vectors.layers if layer not in held)
+    if left_out and (not leave_out or not held):
+        lowest = first_block if added_at == "resid_post" else first_block + 1
+        raise UserError(
+            f"{tool} cannot add at {', '.join(f'{added_at}[{layer}]' for layer in left_out)}: it begins at the output "
+            f"of block {first_block}, which is {added_at}[{lowest}]; choose other --layers, or --format safetensors"
+        )
+    return PlacedVectors(
+        vectors=vectors.at(held),
+        site=added_at,
+        blocks=tuple(block_of(added_at, layer) for layer in held),
+        left_out=left_out,
+    )
