@@ -9,7 +9,13 @@ The flow, one line a module:
     engine/          torch only: load a model, read activations, make vectors, sweep (works in a notebook)
     stages/          Ray Data: tokenise -> extract -> reduce -> score -> write
     warehouse/       Parquet under a manifest, DuckDB views, read-only SQL, tables
-    cli              the `steer` command; `jobs/` shares its entry
+    statistics/      what SQL cannot: intervals of the argmax, exact tests, verdicts on claims
+    report/          one self-contained page
+    imports/         results and prompts made elsewhere
+    exports/         vectors for other tools
+    planning/        memory, GPUs, time and cost before anything is started
+    run_command      a study file to its tables: what `steer run` and `jobs/` share
+    cli              the `steer` command
 
 The engine imports neither Ray nor DuckDB; the warehouse imports neither torch nor Ray.
 """

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from pipeline.stages.study_run import Progress, RunSummary
 
+_WIDE_ENOUGH = 110  # characters; the widest brief table is 107
+
 
 def run_to_tables(
     study_file: Path,
@@ -149,7 +151,7 @@ def _print_summary(summary: RunSummary, err: Console) -> None:
 
 
 def _print_tables(root: Path, run: str, out: Console) -> None:
-    from pipeline.warehouse.format import as_rich
+    from pipeline.warehouse.format import as_markdown, as_rich
     from pipeline.warehouse.results import Result
     from pipeline.warehouse.tables import TABLES, brief, fetch
     from pipeline.warehouse.views import connect
@@ -159,4 +161,8 @@ def _print_tables(root: Path, run: str, out: Console) -> None:
             result = fetch(con, name)
             at = result.columns.index("run")
             mine = Result(result.columns, [row for row in result.rows if row[at] == run])
-            out.print(as_rich(brief(name, mine), title=table.title))
+            shown = brief(name, mine)
+            if out.is_terminal and out.width >= _WIDE_ENOUGH:
+                out.print(as_rich(shown, title=table.title))
+            else:  # a folded table is harder to read than a long line
+                out.print(as_markdown(shown, title=table.title), highlight=False, markup=False, soft_wrap=True)

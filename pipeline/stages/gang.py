@@ -197,6 +197,7 @@ def _start_rank(num_threads: int) -> _Rank:
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(num_threads),
+        "OMP_WAIT_POLICY": "PASSIVE",  # ranks share cores: one that spins stops the one it waits for
         "GLOO_SOCKET_IFNAME": "lo",  # ranks of one machine talk over loopback alone
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
     }

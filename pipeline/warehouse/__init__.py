@@ -8,6 +8,7 @@ Flows in: tables that the stages computed. Flows out: tables and figures with th
     views     a DuckDB connection with every SQL view of `warehouse/views` over the published files
     checks    the query of each view that must return no rows
     query     read-only SQL from outside, boxed in
+    shell     the views as an SQL script, for the DuckDB shell
     results   columns and rows as they come from DuckDB
     tables    the named tables (`model`, `concept`, `best_layer`, `method`, `architecture`)
     format    columns and rows as Markdown, CSV, JSON or a terminal table

@@ -55,10 +55,11 @@ def as_json(result: Result) -> str:
 
 def as_rich(result: Result, title: str | None = None) -> Table:
     """A table for the terminal."""
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for column, right in zip(result.columns, _numeric_columns(result), strict=True):
         table.add_column(Text(column), justify="right" if right else "left", overflow="fold")
     for row in result.rows:

@@ -112,7 +112,7 @@ def execute(
     timer.daemon = True
     timer.start()
     try:
-        prepare(con, views)
+        prepare(con, views, shared_only=True)
         return fetch_result(con.execute(sql))
     except duckdb.InterruptException as error:
         raise QueryError(f"the query took over {timeout:g} s and was stopped; narrow it") from error

@@ -7,7 +7,7 @@ Flows in: a connection with the views. Flows out: columns and rows of `model`, `
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import QueryError
 from pipeline.warehouse.results import Result, fetch_result
@@ -15,6 +15,23 @@ from pipeline.warehouse.views import prepare
 
 if TYPE_CHECKING:
     import duckdb
+
+
+_LABELS = {
+    "avg_delta": "delta",
+    "avg_delta_low": "95 % interval",
+    "delta_low": "95 % interval",
+    "control_delta_high": "random below",
+    "avg_cohens_d": "d",
+    "cohens_d": "d",
+    "avg_depth": "depth",
+    "num_concepts": "concepts",
+    "num_models": "models",
+    "num_prompts": "prompts",
+    "median_choice_mass": "choice mass",
+    "wrong_way_share": "wrong way",
+}
+"""Short labels of the brief tables; csv and json keep the columns' own names."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +59,6 @@ TABLES: dict[str, NamedTable] = {
                 "method",
                 "avg_delta",
                 "avg_delta_low",
-                "avg_delta_high",
                 "avg_cohens_d",
                 "num_concepts",
                 "num_prompts",
@@ -64,7 +80,6 @@ order by run, positions, avg_delta desc, model""",
                 "concept",
                 "avg_delta",
                 "avg_delta_low",
-                "avg_delta_high",
                 "avg_cohens_d",
                 "avg_depth",
                 "num_models",
@@ -88,7 +103,6 @@ order by run, positions, avg_delta desc, concept""",
                 "depth",
                 "delta",
                 "delta_low",
-                "delta_high",
                 "control_delta_high",
                 "cohens_d",
                 "num_prompts",
@@ -106,7 +120,7 @@ order by run, positions, model, concept""",
             "method",
             "Steerability by training method",
             "steerability_by_method",
-            ("method", "avg_delta", "avg_delta_low", "avg_delta_high", "avg_cohens_d", "num_models", "wrong_way_share"),
+            ("method", "avg_delta", "avg_delta_low", "avg_cohens_d", "num_models", "wrong_way_share"),
             """\
 select run, method, positions, num_models, num_concepts, avg_delta, avg_delta_low, avg_delta_high, sd_models,
     avg_held_out_delta, avg_cohens_d, wrong_way_share, median_choice_mass, lowest_choice_mass
@@ -121,7 +135,6 @@ order by run, positions, avg_delta desc, method""",
                 "architecture",
                 "avg_delta",
                 "avg_delta_low",
-                "avg_delta_high",
                 "avg_cohens_d",
                 "num_models",
                 "wrong_way_share",
@@ -147,10 +160,17 @@ def fetch(con: duckdb.DuckDBPyConnection, name: str) -> Result:
 
 
 def brief(name: str, result: Result) -> Result:
-    """The columns of the table `name` that fit a screen, and which run and positions, if there are several."""
-    told = [
-        column for column in ("run", "positions") if len({row[result.columns.index(column)] for row in result.rows}) > 1
-    ]
+    """The table `name` as it fits a screen: `result`'s brief columns under short labels, an interval in one column;
+    which run and positions, if there are several."""
+    at = {column: place for place, column in enumerate(result.columns)}
+    told = [column for column in ("run", "positions") if len({row[at[column]] for row in result.rows}) > 1]
     columns = [*told, *TABLES[name].brief]
-    places = [result.columns.index(column) for column in columns]
-    return Result(columns, [tuple(row[place] for place in places) for row in result.rows])
+
+    def cell(row: tuple[Any, ...], column: str) -> Any:
+        if not column.endswith("_low"):
+            return row[at[column]]
+        low, high = row[at[column]], row[at[column.removesuffix("_low") + "_high"]]
+        return "" if low is None or high is None else f"{low:.2f} to {high:.2f}"
+
+    labels = [_LABELS.get(column, column) for column in columns]
+    return Result(labels, [tuple(cell(row, column) for column in columns) for row in result.rows])

@@ -7,7 +7,9 @@ A table without files is an empty view with the right columns, so an empty wareh
 
 Views stand on views, and DuckDB would work out a shared one anew at each mention (`layer_effects` some
 forty times in `steerability_by_method`). A view whose header says `build: once` is small and much shared:
-`prepare` works it out once per connection and keeps it as a table of the same name.
+`prepare` works it out once per connection and keeps it as a table of the same name. A query that reaches it
+by one path only keeps it a view: then a filter on run, model or concept goes through to the files, and
+DuckDB opens no others (partition pruning).
 """
 
 from __future__ import annotations
@@ -40,6 +42,19 @@ def view_files() -> dict[str, Path]:
         assert match, f"{path.name}: a view's file is named NUMBER_name.sql"
         views[match[1]] = path
     return views
+
+
+def view_selects(files: Mapping[str, Sequence[Path]]) -> dict[str, str]:
+    """View name -> its SELECT, the stored tables over `files` (by table) first, in build order."""
+    from pipeline.schemas import TABLES
+
+    selects = {f"stored_{table}": stored_view_sql(table, files.get(table, [])) for table in TABLES}
+    return selects | {name: path.read_text(encoding="utf-8") for name, path in view_files().items()}
+
+
+def is_built_once(select: str) -> bool:
+    """Whether a view's SQL says `build: once`: small, much shared, and better kept as a table."""
+    return _BUILD_ONCE.search(select) is not None
 
 
 def stored_view_sql(table: str, files: Sequence[Path]) -> str:
@@ -85,9 +100,7 @@ def connect(
             except duckdb.Error as error:
                 raise QueryError(f"memory limit {memory_limit!r} is not one, give one such as 2GB") from error
         con.execute("set TimeZone = 'UTC'")
-        selects = {f"stored_{table}": stored_view_sql(table, files.get(table, [])) for table in TABLES}
-        selects |= {name: path.read_text(encoding="utf-8") for name, path in view_files().items()}
-        _create_views(con, selects, root)
+        _create_views(con, view_selects(files), root)
         if read_only_sql:
             _lock(con, [path for table in TABLES for path in files.get(table, [])])
     except BaseException:
@@ -96,25 +109,34 @@ def connect(
     return con
 
 
-def prepare(con: duckdb.DuckDBPyConnection, names: Iterable[str]) -> None:
+def prepare(con: duckdb.DuckDBPyConnection, names: Iterable[str], *, shared_only: bool = False) -> None:
     """Work out, once, every `build: once` view that the views `names` stand on (they themselves included).
 
-    Changes no result, only the time. Names that are no views are passed over.
+    With `shared_only`, those alone that `names`, repeats included, reach by more than one path. Changes no
+    result, only the time. Names that are no views are passed over.
     """
     files = view_files()
     done = {row[0] for row in con.execute("select table_name from duckdb_tables()").fetchall()}
-    texts: dict[str, str] = {}
-    waiting = [name for name in names if name in files]
-    while waiting:
-        name = waiting.pop()
-        if name not in texts and name not in done:
-            texts[name] = files[name].read_text(encoding="utf-8")
-            waiting += [source for source in _SOURCE.findall(texts[name]) if source in files]
-    for name in files:  # build order
-        if name in texts and _BUILD_ONCE.search(texts[name]):
-            con.execute(f'create or replace table "{name} once" as from "{name}"')
-            con.execute(f'drop view "{name}"')
-            con.execute(f'alter table "{name} once" rename to "{name}"')
+    num_paths = dict.fromkeys(files, 0)
+    for name in names:
+        if name in files:
+            num_paths[name] += 1
+    chosen = []
+    for name in reversed(files):  # a view reads only such as come before it
+        if not num_paths[name] or name in done:
+            continue
+        text = files[name].read_text(encoding="utf-8")
+        times = num_paths[name]
+        if is_built_once(text) and (times > 1 or not shared_only):
+            chosen.append(name)
+            times = 1
+        for source in _SOURCE.findall(re.sub(r"--.*", "", text)):
+            if source in files:
+                num_paths[source] += times
+    for name in reversed(chosen):
+        con.execute(f'create or replace table "{name} once" as from "{name}"')
+        con.execute(f'drop view "{name}"')
+        con.execute(f'alter table "{name} once" rename to "{name}"')
 
 
 def quoted(text: str) -> str:

@@ -8,12 +8,22 @@ from typing import Any
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipeline.schemas import TABLES as STORED
 from pipeline.warehouse.manifest import Warehouse
+from pipeline.warehouse.query import run_query
 from pipeline.warehouse.views import connect, prepare, view_files
-from tests.warehouse.planted import PlantedStudy, draw_logits, publish_scores, score_table
+from tests.warehouse.planted import (
+    PlantedStudy,
+    draw_logits,
+    model_table,
+    publish_one,
+    publish_scores,
+    score_table,
+    vector_table,
+)
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 
@@ -38,6 +48,11 @@ def assert_alike(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> N
             assert value == expected, column
 
 
+def within(arms: list[np.ndarray], is_a: np.ndarray) -> np.ndarray:
+    """Mean over arms `[layers, prompts]` and letters of the sample variances within letters, `[layers]`."""
+    return np.mean([arm[:, letter].var(1, ddof=1) for arm in arms for letter in (is_a, ~is_a)], axis=0)
+
+
 def bootstrap_width(effects: np.ndarray, num_draws: int = 20_000) -> tuple[float, float]:
     """2.5 and 97.5 percentile of the mean of `effects` `[prompts]` drawn with replacement."""
     rng = np.random.default_rng(1)
@@ -56,7 +71,7 @@ def test_each_view_file_states_its_grain_source_formula_and_caveat_and_lists_its
             assert re.search(rf"^-- {field}", text, re.MULTILINE), f"{view} lacks {field}"
         code = re.sub(r"--.*", "", text)
         assert not re.search(r"select\s+\*|\.\*|group by\s+\d|order by\s+\d|using\s*\(", code), view
-        assert max(len(line) for line in text.splitlines()) <= 110, view
+        assert max(len(line) for line in text.splitlines()) <= 120, view
 
 
 def test_the_views_of_the_contract_are_there_with_their_columns(con: duckdb.DuckDBPyConnection) -> None:
@@ -110,7 +125,9 @@ def test_layer_effects_equal_numpy(con: duckdb.DuckDBPyConnection, planted: Plan
         found = rows_of(con, "layer_effects", f"model = '{model}' and concept = '{concept}'")
         assert [row["layer"] for row in found] == list(planted.layers)
         delta = (plus - minus).mean(1)
+        effect = plus - minus
         is_a = np.arange(planted.num_prompts) % 2 == 0
+        balanced = (effect[:, is_a].mean(1) + effect[:, ~is_a].mean(1)) / 2
         expected = {
             "depth": np.asarray(planted.layers) / planted.num_layers,
             "num_prompts": np.full(len(delta), planted.num_prompts),
@@ -123,8 +140,12 @@ def test_layer_effects_equal_numpy(con: duckdb.DuckDBPyConnection, planted: Plan
             "delta_minus_arm": (baseline - minus).mean(1),
             "cohens_d": delta / np.sqrt((plus.var(1, ddof=1) + minus.var(1, ddof=1)) / 2),
             "glass_delta": delta / baseline.std(1, ddof=1),
-            "wrong_way_share": (plus - minus < 0).mean(1),
             "position_bias": (baseline[:, is_a].mean(1) - baseline[:, ~is_a].mean(1)) / 2,
+            "position_effect": (effect[:, is_a].mean(1) - effect[:, ~is_a].mean(1)) / 2,
+            "balanced_delta": balanced,
+            "balanced_cohens_d": balanced / np.sqrt(within([plus, minus], is_a)),
+            "balanced_glass_delta": balanced / np.sqrt(within([baseline], is_a)),
+            "low_choice_mass": np.median(mass, axis=1) < 0.01,
             "median_choice_mass": np.median(mass, axis=1),
             "vector_norm": 2.0 + np.asarray(planted.layers),
             "residual_norm": 20.0 + np.asarray(planted.layers),
@@ -181,23 +202,180 @@ def test_a_tie_goes_to_the_lowest_layer(wh: Warehouse) -> None:
     assert [row["layer"] for row in rows_of(connect(wh.root), "best_layers")] == [9]
 
 
-def test_held_out_effects_equal_a_naive_cross_fit(con: duckdb.DuckDBPyConnection, planted: PlantedStudy) -> None:
+def test_paired_effects_equal_numpy(con: duckdb.DuckDBPyConnection, planted: PlantedStudy) -> None:
     for model, concept in planted.logits:
         minus, _, plus = planted.arms(model, concept)
-        effects = plus - minus  # [layers, prompts]
-        ranks = con.execute(
-            "select dense_rank() over (order by hash(?::varchar, prompt), prompt) from "
-            "(select distinct prompt from scores) order by prompt",
-            [concept],
-        ).fetchall()
-        fold = np.array([row[0] for row in ranks]) % 5
+        effect = plus - minus
+        found = rows_of(con, "paired_effects", f"model = '{model}' and concept = '{concept}'")
+        d_z = effect.mean(1) / effect.std(1, ddof=1)
+        expected = {
+            "delta": effect.mean(1),
+            "d_z": d_z,
+            "t": d_z * np.sqrt(planted.num_prompts),
+            "wrong_way_share": (effect < 0).mean(1),
+            "arms_correlation": [np.corrcoef(p, m)[0, 1] for p, m in zip(plus, minus, strict=True)],
+        }
+        for column, values in expected.items():
+            np.testing.assert_allclose([row[column] for row in found], values, err_msg=column, **CLOSE)
+
+
+def test_best_layers_are_rows_of_layer_effects_and_paired_effects(con: duckdb.DuckDBPyConnection) -> None:
+    for best in rows_of(con, "best_layers"):
+        cell = f"model = '{best['model']}' and concept = '{best['concept']}' and layer = {best['layer']}"
+        for view in ("layer_effects", "paired_effects"):
+            [row] = rows_of(con, view, cell)
+            shared = row.keys() & best.keys()
+            assert len(shared) >= 8
+            assert {name: best[name] for name in shared} == pytest.approx({name: row[name] for name in shared})
+        assert best["optimism"] == pytest.approx(best["delta"] - best["held_out_delta"])
+
+
+def test_the_interval_of_cohens_d_equals_draws_with_replacement(
+    con: duckdb.DuckDBPyConnection, planted: PlantedStudy
+) -> None:
+    rng = np.random.default_rng(1)
+    for best in rows_of(con, "best_layers"):
+        minus, _, plus = planted.arms(best["model"], best["concept"])
+        place = planted.layers.index(best["layer"])
+        drawn = rng.integers(0, planted.num_prompts, (20_000, planted.num_prompts))
+        arms = plus[place][drawn], minus[place][drawn]
+        ds = (arms[0] - arms[1]).mean(1) / np.sqrt((arms[0].var(1, ddof=1) + arms[1].var(1, ddof=1)) / 2)
+        low, high = np.quantile(ds, [0.025, 0.975])
+        assert best["cohens_d_low"] < best["cohens_d"] < best["cohens_d_high"]
+        assert best["cohens_d_low"] == pytest.approx(low, abs=0.12 * (high - low))
+        assert best["cohens_d_high"] == pytest.approx(high, abs=0.12 * (high - low))
+
+
+def test_held_out_effects_equal_a_naive_cross_fit(wh: Warehouse) -> None:
+    rng = np.random.default_rng(2)
+    logits = {f"m{number}": draw_logits(rng, [0.1] * 6, (-1.0, 1.0), 30) for number in range(4)}
+    for model, drawn in logits.items():
+        publish_scores(wh, "R", model, "C", [score_table(drawn, range(6), (-1.0, 1.0))])
+    con = connect(wh.root)
+    sql = "select hash(hash('C', prompt)) % 5 from (select distinct prompt from scores) order by prompt"
+    fold = np.array([row[0] for row in con.execute(sql).fetchall()])
+    for model, drawn in logits.items():
+        difference = drawn[..., 0].astype(float) - drawn[..., 1]
+        effects = difference[:, 1] - difference[:, 0]  # [layers, prompts]
         judged = np.empty(effects.shape[1])
         for k in range(5):
             chosen = int(np.argmax(effects[:, fold != k].mean(1)))
             judged[fold == k] = effects[chosen, fold == k]
-        [row] = rows_of(con, "held_out_effects", f"model = '{model}' and concept = '{concept}'")
-        assert (row["num_folds"], row["num_prompts"]) == (5, planted.num_prompts)
+        [row] = rows_of(con, "held_out_effects", f"model = '{model}'")
+        assert (row["num_folds"], row["num_prompts"]) == (5, 30)
         assert row["delta"] == pytest.approx(judged.mean(), rel=1e-9)
+
+
+def test_a_planted_position_bias_is_found_and_taken_out(wh: Warehouse) -> None:
+    """9 of 12 prompts match A; steering adds 2 to the matching answer's logit and 1 to A's, 3 nats unsteered."""
+    matching = np.array(["A"] * 9 + ["B"] * 3)
+    sign = np.where(matching == "A", 1.0, -1.0)
+    own = np.tile([-0.5, 0.0, 0.5], 4)
+    logits = np.zeros((1, 3, 12, 3), np.float32)
+    logits[..., 2] = 9.0
+    for place, strength in enumerate((-1.0, 0.0, 1.0)):
+        logits[0, place, :, 0] = 3 * sign + own + strength * (2 + sign)
+    data = score_table(logits, (4,), (-1.0, 0.0, 1.0))
+    letters = pa.array(np.tile(matching, 3))
+    data = data.set_column(data.schema.get_field_index("matching"), "matching", letters)
+    publish_scores(wh, "R", "M", "C", [data])
+    con = connect(wh.root)
+    [row] = rows_of(con, "layer_effects")
+    found = [row[name] for name in ("position_bias", "position_effect", "balanced_delta", "delta")]
+    assert found == pytest.approx([3.0, 2.0, 4.0, 4.0 + 2.0 * (9 - 3) / 12])
+    sd_own = np.sqrt((own[:9].var(ddof=1) + own[9:].var(ddof=1)) / 2)
+    assert row["balanced_glass_delta"] == row["balanced_cohens_d"] == pytest.approx(4.0 / sd_own, rel=1e-6)
+    [best] = rows_of(con, "best_layers")
+    assert best["balanced_delta"] == pytest.approx(4.0)
+
+
+def test_balanced_figures_need_both_letters_and_leave_out_others(wh: Warehouse) -> None:
+    logits = draw_logits(np.random.default_rng(0), [1.0], (-1.0, 0.0, 1.0), 9)
+    data = score_table(logits, (3,), (-1.0, 0.0, 1.0))
+    place = data.schema.get_field_index("matching")
+    only_a = data.set_column(place, "matching", pa.array(["A"] * 27))
+    three = data.set_column(place, "matching", pa.array(["A", "B", "C"] * 9))
+    publish_scores(wh, "R", "one", "C", [only_a])
+    publish_scores(wh, "R", "three", "C", [three])
+    one, other = rows_of(connect(wh.root), "layer_effects")
+    assert one["balanced_delta"] is one["position_bias"] is one["balanced_cohens_d"] is None
+    difference = logits[0, :, :, 0].astype(float) - logits[0, :, :, 1]
+    effect = difference[2] - difference[0]
+    assert other["balanced_delta"] == pytest.approx((effect[0::3].mean() + effect[1::3].mean()) / 2)
+    assert other["delta"] == pytest.approx(effect.mean())
+
+
+def test_a_dose_response_needs_more_than_two_strengths_and_equals_a_line_through_the_means(wh: Warehouse) -> None:
+    rng = np.random.default_rng(0)
+    for model, strengths in (("two", (-1.0, 0.0, 1.0)), ("four", (-2.0, -1.0, 0.0, 1.0, 2.0))):
+        logits = draw_logits(rng, [1.0, 3.0], strengths, 10)
+        publish_scores(wh, "R", model, "C", [score_table(logits, (3, 4), strengths)])
+    con = connect(wh.root)
+    found = rows_of(con, "dose_response")
+    assert [row["model"] for row in found] == ["four", "four"]
+    means = (logits[..., 0].astype(float) - logits[..., 1]).mean(2)  # [layers, strengths]
+    for row, mean in zip(found, means, strict=True):
+        slope, _ = np.polyfit(strengths, mean, 1)
+        assert (row["slope"], row["delta_of_slope"]) == (pytest.approx(slope), pytest.approx(2 * slope))
+        assert row["linearity"] == pytest.approx(np.corrcoef(strengths, mean)[0, 1] ** 2)
+        assert row["monotone"] == bool((np.diff(mean) > 0).all())
+        assert (row["num_strengths"], row["num_prompts"]) == (5, 10)
+    effects = rows_of(con, "strength_effects", "model = 'four' and layer = 4")
+    difference = logits[1, :, :, 0].astype(float) - logits[1, :, :, 1]
+    np.testing.assert_allclose([row["mean_logit_diff"] for row in effects], difference.mean(1), **CLOSE)
+    np.testing.assert_allclose([row["shift"] for row in effects], difference.mean(1) - difference[2].mean(), **CLOSE)
+    errors = difference.std(1, ddof=1) / np.sqrt(10)
+    np.testing.assert_allclose([row["standard_error"] for row in effects], errors, **CLOSE)
+
+
+def test_vector_geometry_and_cosines_equal_numpy(wh: Warehouse) -> None:
+    rng = np.random.default_rng(0)
+    layers = {"wide": (4, 10), "deep": (8, 20), "narrow": (4, 10)}  # layer 3 and 4 of 10 are 6 and 8 of 20
+    vectors: dict[tuple[str, str], np.ndarray] = {}
+    for model, (_, num_layers) in layers.items():
+        publish_one(wh, "model", "models", model_table(num_layers), "R", model=model)
+        for concept in ("honest", "terse"):
+            drawn = rng.normal(size=(num_layers, 3 if model == "narrow" else 6)).astype(np.float32)
+            vectors[model, concept] = drawn.astype(float)
+            rows = vector_table(range(num_layers))
+            rows = rows.set_column(2, "vector", pa.array(list(drawn), pa.list_(pa.float32())))
+            publish_one(wh, "extract", "vectors", rows, "R", model=model, concept=concept)
+    con = connect(wh.root)
+
+    def cosine(one: np.ndarray, other: np.ndarray) -> float:
+        return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
+
+    geometry = rows_of(con, "vector_geometry")
+    assert len(geometry) == 2 * (10 + 20 + 10)
+    for row in geometry:
+        mine, layer = vectors[row["model"], row["concept"]], row["layer"]
+        assert row["relative_norm"] == pytest.approx((2.0 + layer) / (20.0 + layer))
+        assert row["coherence_by_chance"] == 1 / 8
+        expected = cosine(mine[layer], mine[layer + 1]) if layer + 1 < len(mine) else None
+        assert row["cosine_next_layer"] == (pytest.approx(expected, abs=1e-6) if expected is not None else None)
+    between = rows_of(con, "vector_concept_cosines")
+    assert len(between) == 10 + 20 + 10
+    for row in between:
+        pair = (vectors[row["model"], concept][row["layer"]] for concept in ("honest", "terse"))
+        assert row["cosine"] == pytest.approx(cosine(*pair), abs=1e-6)
+    models = rows_of(con, "vector_model_cosines")
+    assert {(row["model"], row["other_model"]) for row in models} == {("deep", "wide")}
+    assert {(row["layer"], row["other_layer"]) for row in models} >= {(6, 3), (8, 4)}
+    for row in models:
+        pair = vectors["deep", row["concept"]][row["layer"]], vectors["wide", row["concept"]][row["other_layer"]]
+        assert row["cosine"] == pytest.approx(cosine(*pair), abs=1e-6)
+
+
+def test_a_filter_on_a_cell_opens_the_files_of_that_cell_only(planted: PlantedStudy) -> None:
+    views = (
+        "scores prompt_effects strength_sums layer_deltas layer_effects paired_effects strength_effects dose_response"
+    )
+    for view in views.split():
+        sql = f"explain analyze select count(*) from {view} where model = 'small' and concept = 'terse'"
+        plan = run_query(planted.root, sql).rows[0][-1]
+        scans = [int(num) for num, total in re.findall(r"Scanning Files: (\d+)/(\d+)", plan) if total == "6"]
+        assert scans, view
+        assert set(scans) == {1}, view
 
 
 def test_with_no_true_effect_the_held_out_delta_is_not_flattered(wh: Warehouse) -> None:

@@ -1,5 +1,5 @@
 -- grain:   one row per run, model, concept and positions
--- source:  layer_effects
+-- source:  layer_deltas
 -- formula: layer = argmax of delta over the scored layers; the lowest such layer on a tie
 -- caveat:  chosen on the very prompts it is judged on: see held_out_effects for what that flatters
 -- build:   once
@@ -9,6 +9,6 @@ select
     concept,
     positions,
     layer
-from layer_effects
+from layer_deltas
 where isfinite(delta)
 qualify row_number() over (partition by run, model, concept, positions order by delta desc, layer) = 1

@@ -1,36 +1,36 @@
 -- grain:   one row per run, model, concept and positions
--- source:  prompt_effects
--- formula: cross-fitting over five folds of the prompts: the best layer is chosen on four and judged on the
---          fifth; delta = mean over all prompts of the effect at the layer that was chosen without them
--- caveat:  folds are by hash of concept and prompt, alike for every model; null delta with one prompt.
---          Hashes are DuckDB's: another version may fold otherwise
+-- source:  strength_sums, chosen_strengths
+-- formula: cross-fitting over the five folds of strength_sums: the best layer is chosen on the prompts outside
+--          a fold and judged on those inside; delta = mean over the folds of the delta inside at the layer
+--          that was chosen outside, weighted by their prompts
+-- caveat:  folds are by hash, alike for every model and not quite of one size; null (no row) with one prompt
 -- build:   once
-with folded as (
+with arms as (
     select
-        run,
-        model,
-        concept,
-        positions,
-        layer,
-        effect,
-        dense_rank() over (
-            partition by run, model, concept, positions order by hash(concept, prompt), prompt
-        ) % 5 as fold
-    from prompt_effects
-),
-
-fold_sums as (
-    select
-        run,
-        model,
-        concept,
-        positions,
-        layer,
-        fold,
-        sum(effect) as inside,
-        count(*) as num_inside
-    from folded
-    group by run, model, concept, positions, layer, fold
+        strength_sums.run,
+        strength_sums.model,
+        strength_sums.concept,
+        strength_sums.positions,
+        strength_sums.layer,
+        strength_sums.fold,
+        strength_sums.strength > 0 as is_plus,
+        sum(strength_sums.num_prompts) as num_prompts,
+        sum(strength_sums.total) as total
+    from strength_sums
+    inner join chosen_strengths
+        on strength_sums.run = chosen_strengths.run
+        and strength_sums.model = chosen_strengths.model
+        and strength_sums.concept = chosen_strengths.concept
+        and strength_sums.positions = chosen_strengths.positions
+        and abs(strength_sums.strength) = chosen_strengths.strength
+    group by
+        strength_sums.run,
+        strength_sums.model,
+        strength_sums.concept,
+        strength_sums.positions,
+        strength_sums.layer,
+        strength_sums.fold,
+        strength_sums.strength > 0
 ),
 
 split as (
@@ -41,12 +41,27 @@ split as (
         positions,
         layer,
         fold,
-        inside,
-        num_inside,
-        sum(inside) over whole - inside as outside,
-        sum(num_inside) over whole - num_inside as num_outside
-    from fold_sums
-    window whole as (partition by run, model, concept, positions, layer)
+        is_plus,
+        num_prompts,
+        total / num_prompts as inside,
+        (sum(total) over whole - total) / nullif(sum(num_prompts) over whole - num_prompts, 0) as outside
+    from arms
+    window whole as (partition by run, model, concept, positions, layer, is_plus)
+),
+
+folds as (
+    select
+        run,
+        model,
+        concept,
+        positions,
+        layer,
+        fold,
+        min(num_prompts) as num_prompts,
+        max(inside) filter (where is_plus) - max(inside) filter (where not is_plus) as inside,
+        max(outside) filter (where is_plus) - max(outside) filter (where not is_plus) as outside
+    from split
+    group by run, model, concept, positions, layer, fold
 ),
 
 judged as (
@@ -56,12 +71,12 @@ judged as (
         concept,
         positions,
         fold,
-        inside,
-        num_inside
-    from split
-    where num_outside > 0
+        num_prompts,
+        inside
+    from folds
+    where isfinite(outside) and inside is not null
     qualify row_number() over (
-        partition by run, model, concept, positions, fold order by outside / num_outside desc, layer
+        partition by run, model, concept, positions, fold order by outside desc, layer
     ) = 1
 )
 select
@@ -70,7 +85,7 @@ select
     concept,
     positions,
     count(*) as num_folds,
-    sum(num_inside)::bigint as num_prompts,
-    sum(inside) / sum(num_inside) as delta
+    sum(num_prompts)::bigint as num_prompts,
+    sum(num_prompts * inside) / sum(num_prompts) as delta
 from judged
 group by run, model, concept, positions

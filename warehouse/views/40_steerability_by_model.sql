@@ -2,7 +2,8 @@
 -- source:  best_layers, best_layer_draws, models
 -- formula: a model's figure is the mean over concepts of its best layer's; avg_delta_low and avg_delta_high =
 --          2.5 and 97.5 percentile of the draws, each averaged over the concepts; median_choice_mass is the
---          median, lowest_choice_mass the least of the concepts' medians; num_prompts is their sum
+--          median, lowest_choice_mass the least of the concepts' medians; num_prompts is their sum;
+--          num_low_choice_mass counts the concepts whose median is under 0.01
 -- caveat:  the interval is over prompts; it says nothing of other concepts. Models of one run are
 --          comparable only where num_concepts is the same
 -- build:   once
@@ -12,7 +13,8 @@ with draws as (
         model,
         positions,
         draw,
-        avg(delta) as delta
+        avg(delta) as delta,
+        avg(cohens_d) as cohens_d
     from best_layer_draws
     group by run, model, positions, draw
 ),
@@ -23,7 +25,9 @@ intervals as (
         model,
         positions,
         quantile_cont(delta, 0.025) as avg_delta_low,
-        quantile_cont(delta, 0.975) as avg_delta_high
+        quantile_cont(delta, 0.975) as avg_delta_high,
+        quantile_cont(cohens_d, 0.025) as avg_cohens_d_low,
+        quantile_cont(cohens_d, 0.975) as avg_cohens_d_high
     from draws
     group by run, model, positions
 ),
@@ -38,10 +42,16 @@ figures as (
         avg(delta) as avg_delta,
         avg(held_out_delta) as avg_held_out_delta,
         avg(cohens_d) as avg_cohens_d,
+        avg(d_z) as avg_d_z,
+        avg(glass_delta) as avg_glass_delta,
+        avg(balanced_delta) as avg_balanced_delta,
+        avg(balanced_cohens_d) as avg_balanced_cohens_d,
+        avg(balanced_glass_delta) as avg_balanced_glass_delta,
         avg(depth) as avg_depth,
         avg(wrong_way_share) as wrong_way_share,
         median(median_choice_mass) as median_choice_mass,
-        min(median_choice_mass) as lowest_choice_mass
+        min(median_choice_mass) as lowest_choice_mass,
+        count(*) filter (where low_choice_mass) as num_low_choice_mass
     from best_layers
     group by run, model, positions
 )
@@ -56,10 +66,18 @@ select
     intervals.avg_delta_high,
     figures.avg_held_out_delta,
     figures.avg_cohens_d,
+    intervals.avg_cohens_d_low,
+    intervals.avg_cohens_d_high,
+    figures.avg_d_z,
+    figures.avg_glass_delta,
+    figures.avg_balanced_delta,
+    figures.avg_balanced_cohens_d,
+    figures.avg_balanced_glass_delta,
     figures.avg_depth,
     figures.wrong_way_share,
     figures.median_choice_mass,
     figures.lowest_choice_mass,
+    figures.num_low_choice_mass,
     models.architecture,
     models.method,
     models.num_params,
