@@ -110,7 +110,7 @@ def test_every_published_table_comes_out_through_sql(warehouse):
 def test_the_run_says_what_made_it(warehouse):
     ((study, protocol, config, versions),) = query(warehouse, "select study, protocol, config, versions from runs")
     assert (study, protocol) == ("demo", "caa")
-    assert json.loads(config)["sweep"]["controls"] == 4
+    assert json.loads(config)["sweep"]["controls"] == 2
     assert json.loads(versions)["torch"]
     models = query(warehouse, "select model, architecture, method, num_layers, num_params from models order by model")
     assert [row[:3] for row in models] == [
