@@ -1,0 +1,143 @@
+"""What each figure on the page means, said once.
+
+Flows in: nothing. Flows out: `DEFINITIONS`, which the page prints and its column heads point to, and
+`COLUMN_LABELS`, how a column of the views is headed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Definition:
+    """`columns` are the columns of the views it explains, each with its label on the page."""
+
+    key: str
+    term: str
+    text: str
+    columns: tuple[tuple[str, str], ...] = ()
+
+
+DEFINITIONS = (
+    Definition(
+        "logit-diff",
+        "logit difference",
+        "The next-token logit of the matching answer (the one that shows the behaviour) minus that of the other "
+        "answer, in nats. 0 is indifference; +1 is odds of e to 1 for the behaviour.",
+    ),
+    Definition(
+        "strength",
+        "strength",
+        "How many times the steering vector is added to the residual stream. s is the strength whose two signs are "
+        "compared: 1, or the largest that was scored with both signs.",
+        (("strength", "strength"),),
+    ),
+    Definition(
+        "delta",
+        "delta",
+        "Mean over prompts of the logit difference at +s minus the mean at -s. A prompt's effect is the same "
+        "difference for that prompt alone.",
+        (("delta", "delta"),),
+    ),
+    Definition(
+        "best-layer",
+        "best layer",
+        "The layer with the largest delta among those scored, the lowest on a tie. It is chosen on the prompts it is "
+        "judged on, so its delta flatters a little: see held-out delta.",
+        (("layer", "layer"),),
+    ),
+    Definition(
+        "depth",
+        "depth",
+        "Layer divided by the model's number of layers; layers count from 0.",
+        (("depth", "depth"), ("avg_depth", "mean depth")),
+    ),
+    Definition(
+        "averages",
+        "mean delta",
+        "Of a model: the mean over its concepts of the best layer's delta. Of a concept: the mean over models. Of a "
+        "training method or an architecture: the mean over its models of theirs. All means on the page are formed this "
+        "way, and never over runs.",
+        (
+            ("avg_delta", "mean delta"),
+            ("avg_held_out_delta", "mean held-out delta"),
+            ("avg_cohens_d", "mean Cohen's d"),
+        ),
+    ),
+    Definition(
+        "interval",
+        "95 % interval",
+        "2.5 and 97.5 percentile of 1,000 bootstrap draws over prompts, with the layer held fixed. It says how much "
+        "the figure hangs on these prompts; it says nothing of other concepts, other models or other wordings.",
+        (("interval", "95 % interval"),),
+    ),
+    Definition(
+        "held-out-delta",
+        "held-out delta",
+        "delta with the layer chosen on four fifths of the prompts and judged on the other fifth, over all five "
+        "fifths.",
+        (("held_out_delta", "held-out delta"),),
+    ),
+    Definition(
+        "cohens-d",
+        "Cohen's d",
+        "delta / sqrt((sd at +s squared + sd at -s squared) / 2), with sample standard deviations over prompts.",
+        (("cohens_d", "Cohen's d"),),
+    ),
+    Definition(
+        "arms",
+        "arms",
+        "The two halves of delta: +s against unsteered, and unsteered against -s.",
+        (("delta_plus_arm", "+s arm"), ("delta_minus_arm", "-s arm")),
+    ),
+    Definition(
+        "wrong-way",
+        "wrong way",
+        "Share of prompts that the vector moves against the behaviour (effect below 0).",
+        (("wrong_way_share", "wrong way"),),
+    ),
+    Definition(
+        "choice-mass",
+        "choice mass",
+        "P(A) + P(B), the probability that the unsteered model's next token is one of the answers; medians over "
+        "prompts. Where it is near 0 the model would say something else.",
+        (
+            ("median_choice_mass", "median choice mass"),
+            ("lowest_choice_mass", "lowest choice mass"),
+        ),
+    ),
+    Definition(
+        "position-bias",
+        "position bias and position effect",
+        "With prompts split by the letter that matches, A or B. Position bias is half the difference of their "
+        "unsteered logit differences: the nats by which the model prefers the first answer. Position effect is half "
+        "the difference of their deltas: the part of the effect that pushes one letter.",
+    ),
+    Definition(
+        "controls",
+        "random vectors",
+        "Vectors of random direction with the norm of the steering vector, scored the same way at the same layer. "
+        "The largest |delta| among them is what one random push did.",
+        (("control_delta_max_abs", "largest |delta| of random"),),
+    ),
+    Definition(
+        "counts",
+        "counts",
+        "Prompts are test prompts scored with both signs; for a model they are added up over its concepts. The spread "
+        "of models is the sample standard deviation of their mean deltas.",
+        (
+            ("num_prompts", "prompts"),
+            ("num_concepts", "concepts"),
+            ("num_models", "models"),
+            ("num_params", "parameters"),
+            ("sd_models", "spread of models"),
+        ),
+    ),
+)
+
+COLUMN_LABELS = {column: label for definition in DEFINITIONS for column, label in definition.columns}
+"""Column of the views -> its head on the page."""
+
+COLUMN_KEYS = {column: definition.key for definition in DEFINITIONS for column, _ in definition.columns}
+"""Column of the views -> the key of the definition that explains it."""

@@ -1,0 +1,151 @@
+"""What the plots show is what the scores say, worked out a second time with numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pytest
+
+from pipeline.report import cells as data
+from pipeline.report.geometry import concept_cosines, vector_curves
+from pipeline.report.sections import Section, find_sections
+from pipeline.warehouse.views import connect
+from tests.report.conftest import Written
+from tests.report.planted import Plan, publish
+
+
+@pytest.fixture(scope="module")
+def con(written: Written) -> Iterator[duckdb.DuckDBPyConnection]:
+    with connect(written.warehouse) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def section(con: duckdb.DuckDBPyConnection) -> Section:
+    sections, notes = find_sections(con)
+    assert notes == []
+    assert len(sections) == 1
+    return sections[0]
+
+
+def differences(con: duckdb.DuckDBPyConnection, model: str, concept: str, layer: int) -> dict[float, np.ndarray]:
+    """Strength -> logit differences, prompts in order."""
+    rows = con.execute(
+        "select strength, logit_diff_matching from scores where model = ? and concept = ? and layer = ? "
+        "order by strength, prompt",
+        [model, concept, layer],
+    ).fetchall()
+    return {strength: np.array([value for s, value in rows if s == strength]) for strength in {row[0] for row in rows}}
+
+
+def test_the_section_counts_what_is_there(section: Section) -> None:
+    counted = (section.num_models, section.num_concepts, section.num_scores, section.num_nonzero_strengths)
+    assert counted == (3, 2, 3 * 2 * 6 * 5 * 40, 4)
+
+
+def test_depth_curves_are_the_mean_effect_with_its_standard_error(
+    con: duckdb.DuckDBPyConnection, section: Section
+) -> None:
+    curves = data.depth_curves(con, section)
+    assert len(curves) == 6
+    for curve in curves:
+        for place, layer in enumerate(Plan().layers):
+            arms = differences(con, curve.model, curve.concept, layer)
+            effect = arms[1.0] - arms[-1.0]
+            assert curve.x[place] == pytest.approx(layer / 12)
+            assert curve.y[place] == pytest.approx(effect.mean())
+            assert curve.half_width[place] == pytest.approx(1.96 * effect.std(ddof=1) / np.sqrt(40))
+
+
+def test_large_sections_get_the_wider_band_of_unpaired_arms(con: duckdb.DuckDBPyConnection, section: Section) -> None:
+    large = replace(section, num_scores=data.MAX_PAIRED_SCORES + 1)
+    paired, unpaired = data.depth_curves(con, section), data.depth_curves(con, large)
+    for narrow, wide in zip(paired, unpaired, strict=True):
+        np.testing.assert_allclose(narrow.y, wide.y)
+        arms = differences(con, wide.model, wide.concept, Plan().layers[0])
+        spread = np.sqrt((arms[1.0].var(ddof=1) + arms[-1.0].var(ddof=1)) / 40)
+        assert wide.half_width[0] == pytest.approx(1.96 * spread)
+        assert (wide.half_width > narrow.half_width).all()
+
+
+def test_dose_curves_have_every_strength_and_the_error_of_the_shift(
+    con: duckdb.DuckDBPyConnection, section: Section
+) -> None:
+    best = {(cell.model, cell.concept): cell.layer for cell in data.best_cells(con, section)}
+    curves = data.dose_curves(con, section)
+    assert len(curves) == 6
+    for curve in curves:
+        arms = differences(con, curve.model, curve.concept, best[curve.model, curve.concept])
+        assert curve.x.tolist() == sorted(arms)
+        for x, y, half_width in zip(curve.x, curve.y, curve.half_width, strict=True):
+            assert y == pytest.approx(arms[x].mean())
+            error = (arms[x] - arms[0.0]).std(ddof=1) / np.sqrt(40)
+            assert half_width == pytest.approx(1.96 * error, abs=1e-12)
+
+
+def test_prompts_are_whole_below_the_bound_and_sampled_above_it(
+    con: duckdb.DuckDBPyConnection, section: Section, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clouds = data.prompt_clouds(con, section)
+    best = {(cell.model, cell.concept): cell for cell in data.best_cells(con, section)}
+    for cloud in clouds:
+        assert cloud.effect.mean() == pytest.approx(best[cloud.model, cloud.concept].delta)
+        assert (len(cloud.effect), cloud.num_prompts, cloud.has_baseline) == (40, 40, True)
+        assert sorted(set(cloud.matching)) == ["A", "B"]
+    monkeypatch.setattr(data, "MAX_POINTS", 10)
+    sampled, again = data.prompt_clouds(con, section), data.prompt_clouds(con, section)
+    for few, same, cloud in zip(sampled, again, clouds, strict=True):
+        assert (len(few.effect), few.num_prompts) == (10, 40)
+        assert set(few.effect) <= set(cloud.effect)
+        np.testing.assert_array_equal(few.effect, same.effect)
+
+
+def test_controls_are_those_of_the_best_layer(con: duckdb.DuckDBPyConnection, section: Section) -> None:
+    best = {(cell.model, cell.concept): cell for cell in data.best_cells(con, section)}
+    found = data.control_deltas(con, section)
+    assert set(found) == set(best)
+    for key, deltas in found.items():
+        assert len(deltas) == 3
+        assert np.abs(deltas).max() == pytest.approx(best[key].control_delta_max_abs)
+
+
+def test_cosines_are_taken_at_the_best_layer_of_the_row(con: duckdb.DuckDBPyConnection, section: Section) -> None:
+    best = data.best_cells(con, section)
+    layers = {(cell.model, cell.concept): cell.layer for cell in best}
+    found = concept_cosines(con, section, best)
+    assert [each.model for each in found] == ["one", "three", "two"]
+    for each in found:
+        assert each.width == 8
+        for i, row in enumerate(each.concepts):
+            for j, column in enumerate(each.concepts):
+                at = layers[each.model, row]
+                first, second = (
+                    np.array(
+                        con.execute(
+                            "select vector from vectors where model = ? and concept = ? and layer = ?",
+                            [each.model, concept, at],
+                        ).fetchall()[0][0]
+                    )
+                    for concept in (row, column)
+                )
+                cosine = first @ second / np.linalg.norm(first) / np.linalg.norm(second)
+                assert each.matrix[i, j] == pytest.approx(cosine, abs=1e-6)
+
+
+def test_vector_curves_run_over_depth(con: duckdb.DuckDBPyConnection, section: Section) -> None:
+    cosines, norms = vector_curves(con, section, data.best_cells(con, section))
+    assert len(cosines) == len(norms) == 6
+    assert all(len(curve.x) == 5 and (np.abs(curve.y) <= 1 + 1e-6).all() for curve in cosines)
+    assert all(len(curve.x) == 6 and (curve.y > 0).all() for curve in norms)
+
+
+def test_without_an_unsteered_score_prompts_stand_at_the_middle_of_their_arms(tmp_path: Path) -> None:
+    root = publish(tmp_path / "warehouse", Plan(models=("one",), strengths=(-1.0, 1.0), num_controls=0, width=0))
+    with connect(root) as con:
+        (section,), _ = find_sections(con)
+        assert all(not cloud.has_baseline for cloud in data.prompt_clouds(con, section))
+        assert np.isfinite(data.prompt_clouds(con, section)[0].baseline).all()
