@@ -27,8 +27,8 @@ _COUNTS = ("num_params", "num_active_params")
 
 PAGE_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "model": (
-        "model", "avg_delta", "avg_delta_low", "avg_delta_high", "avg_held_out_delta", "avg_cohens_d", "wrong_way_share",
-        "lowest_choice_mass", "num_concepts", "num_prompts", "architecture", "method", "num_params",
+        "model", "avg_delta", "avg_delta_low", "avg_delta_high", "avg_held_out_delta", "avg_cohens_d",
+        "wrong_way_share", "lowest_choice_mass", "num_concepts", "num_prompts", "architecture", "method", "num_params",
     ),
     "concept": (
         "concept", "avg_delta", "avg_delta_low", "avg_delta_high", "avg_held_out_delta", "avg_cohens_d", "avg_depth",
