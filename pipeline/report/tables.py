@@ -132,7 +132,7 @@ def page_cell(column: str, value: Any) -> Cell:
         return Cell(value.strftime("%Y-%m-%d %H:%M UTC"), value.isoformat())
     if isinstance(value, bool) or not isinstance(value, int | float | decimal.Decimal):
         return Cell(str(value), str(value))
-    number = float(value)
+    number = _steady(value)
     if not math.isfinite(number):
         return Cell(str(number), None)
     if column in _PERCENT:
@@ -163,7 +163,12 @@ def _head(column: str, values: Sequence[Any]) -> Head:
 def _interval(low: float | None, high: float | None) -> Cell:
     if low is None or high is None:
         return Cell("", None)
-    return Cell(f"{two_decimals(low)} to {two_decimals(high)}", low)
+    return Cell(f"{two_decimals(low)} to {two_decimals(high)}", _steady(low))
+
+
+def _steady(value: float | decimal.Decimal) -> float:
+    """Twelve digits of a number: the last ones hang on the order in which threads add up."""
+    return float(f"{value:.12g}")
 
 
 def _is_numeric(values: Sequence[Any]) -> bool:
