@@ -43,6 +43,8 @@ controls = 2
 batch_size = 3
 """
 
+RECOMPUTED = 1e-4  # other prompts shared the batch: a score may move by 1e-5, an effect size by some times that
+
 
 @pytest.fixture(scope="module")
 def ray_cluster():
@@ -185,7 +187,7 @@ def test_running_it_again_from_nothing_gives_the_same_tables(finished, plan, tmp
     before = all_tables(warehouse)
     summary = run_study(plan, warehouse, fresh=True)
     assert len(summary.computed) == 8
-    assert_same_tables(all_tables(warehouse), before, 1e-6)
+    assert_same_tables(all_tables(warehouse), before, RECOMPUTED)
 
 
 def test_only_what_is_missing_is_computed(finished, plan, tmp_path):
@@ -196,7 +198,7 @@ def test_only_what_is_missing_is_computed(finished, plan, tmp_path):
     summary = run_study(plan, warehouse)
     assert summary.computed == [lost]
     assert summary.num_model_prompts == 4
-    assert_same_tables(all_tables(warehouse), before, 1e-6)
+    assert_same_tables(all_tables(warehouse), before, RECOMPUTED)
 
 
 def test_files_that_an_interrupted_run_left_behind_are_not_seen_and_are_swept(finished, plan, tmp_path):
