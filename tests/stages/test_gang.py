@@ -92,6 +92,7 @@ def test_a_rank_that_dies_or_stops_is_replaced_and_the_request_answered(gang, ro
     assert not set(old) & set(gang.pids)
 
 
+@pytest.mark.slow
 def test_a_rank_lost_while_it_loads_is_replaced(gang, rows, expected):
     def kill_when_there():
         wait_until(lambda: len(gang.pids) == 2)

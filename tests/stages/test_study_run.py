@@ -182,6 +182,7 @@ def test_a_finished_study_is_resumed_without_model_work(finished, plan, tmp_path
     assert_same_tables(all_tables(warehouse), before)
 
 
+@pytest.mark.slow
 def test_running_it_again_from_nothing_gives_the_same_tables(finished, plan, tmp_path):
     warehouse = copy_of(finished, tmp_path)
     before = all_tables(warehouse)
@@ -213,6 +214,7 @@ def test_files_that_an_interrupted_run_left_behind_are_not_seen_and_are_swept(fi
     assert whole.exists()
 
 
+@pytest.mark.slow
 def test_changed_prompts_recompute_their_concept_alone(finished, study_file, tmp_path):
     warehouse = copy_of(finished, tmp_path)
     copied = Path(shutil.copytree(study_file.parent, tmp_path / "study"))
