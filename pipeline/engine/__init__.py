@@ -10,6 +10,10 @@
     sharding         a checkpoint loaded over several ranks
     tokens           prompts through the chat template; answers that are one token, checked in context
     stream           the residual stream: the one place where it is read and written
+    packing          sequences of different lengths in one row, without padding
+    decoder          decoder blocks over packed rows
+    batching         how much goes through the model at once
+    offload          a model larger than its device: a block's weights come just before it runs
     extract          activations at the read position, both sides of each pair
     moments          count, mean and M2 of activations, mergeable
     vectors          steering vectors, their files, random controls

@@ -1,52 +1,119 @@
-"""How many rows go through a block at once.
+"""How much goes through the model at once.
 
-Flows in: prompt lengths, how many rows one prompt grows into, a token budget. Flows out: micro-batches of prompt
-indexes, of similar length, that stay within the budget.
+Flows in: a model, the device's free memory, what the study's grid needs. Flows out: `Budget`, in tokens, and groups of
+prompts that stay within it; when memory runs out after all, a smaller budget.
+
+Importing it loads neither torch nor a model: `steer plan` reads the same limits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import psutil
-import torch
+from pipeline.errors import ReplicaError
 
 if TYPE_CHECKING:
     from pipeline.engine.model import Model
 
-_CPU_TOKENS = 16_384  # larger batches leave the cache and are slower, see DECISIONS.md
-_GPU_TOKENS = 262_144
-_CPU_SHARE = 0.25  # of the memory that is free: the rest is for Ray's object store and other replicas
-_GPU_SHARE = 0.5
+CPU_CHUNK, GPU_CHUNK = 1_280, 16_384  # more leaves a CPU's cache; less leaves a device idle (see DECISIONS.md)
+CPU_HELD, GPU_HELD = 65_536, 1_048_576
+TRUNK_CHUNKS = 4  # a group's unsteered tokens, in chunks; more gains nothing
+CPU_SHARE = 0.25  # of the memory that is free: the rest is for Ray's object store and other replicas
+GPU_SHARE = 0.6
 
 
-def token_budget(model: Model) -> int:
-    """Tokens that may go through a block of `model` at once, from its sizes and the device's free memory: the least of
-    any rank's, so that all ranks cut the same batches."""
-    config = model.hf.config
-    element = torch.finfo(model.dtype).bits // 8
-    attention = 4 * config.num_attention_heads * config.head_dim
-    experts = getattr(config, "num_experts_per_tok", 0)
-    mlp = 3 * (experts * config.moe_intermediate_size if experts else config.intermediate_size)
-    per_token = element * (6 * config.hidden_size + attention + mlp) + 3 * 4 * config.hidden_size
-    if model.device.type == "cuda":
-        free, most = _GPU_SHARE * torch.cuda.mem_get_info(model.device)[0], _GPU_TOKENS
-    else:
-        free, most = _CPU_SHARE * psutil.virtual_memory().available, _CPU_TOKENS
-    return model.least(max(1, min(most, int(free / per_token))))
+@dataclass(frozen=True)
+class Budget:
+    """`held` tokens of all rows have their residual stream in memory at once; `chunk` of them go through a block at
+    once. Results do not depend on either."""
 
+    held: int
+    chunk: int
 
-def micro_batches(lengths: Sequence[int], rows_per_prompt: int, budget: int) -> list[list[int]]:
-    """Indexes of prompts in groups whose rows times their longest length stay within `budget` tokens.
+    @classmethod
+    def of(cls, model: Model, held: int = 0) -> Budget:
+        """From the model's sizes and the device's free memory, the least of any rank's, so that all ranks cut the same
+        pieces. `held` overrides what may be held (0: from the device)."""
+        import psutil
+        import torch
 
-    Sorted by length, so little is padded. A prompt that alone exceeds the budget gets a group of its own.
-    """
-    groups: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        fits = groups and (len(groups[-1]) + 1) * rows_per_prompt * lengths[index] <= budget
-        if fits:
-            groups[-1].append(index)
+        config = model.hf.config
+        element = torch.finfo(model.dtype).bits // 8
+        if model.device.type == "cuda":
+            free, most, chunk = GPU_SHARE * torch.cuda.mem_get_info(model.device)[0], GPU_HELD, GPU_CHUNK
         else:
-            groups.append([index])
-    return groups
+            free, most, chunk = CPU_SHARE * psutil.virtual_memory().available, CPU_HELD, CPU_CHUNK
+        chunk = min(chunk, int(free / 2 / bytes_per_token(config, element)))
+        held = held or min(most, int(free / 2 / (element * config.hidden_size)))
+        return cls(max(1, model.least(held)), max(1, model.least(chunk)))
+
+    def halved(self) -> Budget:
+        return Budget(max(1, self.held // 2), max(1, self.chunk // 2))
+
+
+def bytes_per_token(config: object, element: int) -> int:
+    """Bytes that one token in a piece takes on its way through a block, whatever part of the block takes most;
+    `element` is the size of the model's dtype."""
+
+    def size(name: str) -> int:
+        return int(getattr(config, name, 0) or 0)
+
+    hidden, experts = size("hidden_size"), size("num_experts_per_tok")
+    attention = 4 * size("num_attention_heads") * size("head_dim")
+    dense = 3 * size("intermediate_size")
+    sparse = experts * (4 * size("moe_intermediate_size") + 4 * hidden)
+    return element * (4 * hidden + max(attention, dense, sparse)) + 3 * 4 * hidden
+
+
+def work_through(
+    model: Model,
+    indexes: Sequence[int],
+    budget: Budget,
+    cost: Callable[[int, Budget], tuple[int, int]],
+    work: Callable[[list[int], Budget], None],
+) -> None:
+    """Call `work` for consecutive groups of `indexes` that stay within the budget.
+
+    `cost` gives the tokens an index needs held, and those of its trunk. An index that alone exceeds the budget has a
+    group of its own. Where memory runs out, the budget is halved and the group is worked on again; a group that has
+    been worked on is never repeated. Ranks of one replica cannot do that each for itself (the others would wait in a
+    collective), so there the error passes through. Raises ReplicaError when the smallest budget is too much.
+    """
+    rest = list(indexes)
+    while rest:
+        costs = (cost(index, budget) for index in rest)
+        most_trunk = budget.held if model.offloaded else TRUNK_CHUNKS * budget.chunk  # a pass of the weights is dear
+        group = rest[: _fitting(costs, budget.held, most_trunk)]
+        try:
+            work(group, budget)
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or model.ranks is not None:
+                raise
+            if budget.chunk == 1 and budget.held == 1:
+                raise ReplicaError(
+                    f"model {model.name!r}: memory runs out with a single prompt and a single row; "
+                    "use a device with more memory, tensor_parallel, offload, or dtype bfloat16"
+                ) from error
+            budget = budget.halved()
+        else:
+            rest = rest[len(group) :]
+
+
+def _fitting(costs: Iterable[tuple[int, int]], most_held: int, most_trunk: int) -> int:
+    """How many of the first `costs` stay within both limits together; at least one."""
+    count = held = trunk = 0
+    for more_held, more_trunk in costs:
+        held, trunk = held + more_held, trunk + more_trunk
+        if count and (held > most_held or trunk > most_trunk):
+            break
+        count += 1
+    return count
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that the device, or the CPU's allocator, had no memory left."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)

@@ -9,6 +9,7 @@ Legend: R rows, L layers, H hidden, N pairs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,10 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.engine.batching import micro_batches, token_budget
-from pipeline.engine.model import Model, pad_right
+from pipeline.engine.batching import Budget, work_through
+from pipeline.engine.decoder import Queries, Rotation, run_block
+from pipeline.engine.model import Model
 from pipeline.engine.moments import Moments
-from pipeline.engine.stream import Visit, boundary, on_stream
+from pipeline.engine.packing import Packing, Segment
+from pipeline.engine.stream import boundary
 from pipeline.engine.tokens import EncodedAnswer, PromptEncoder
 from pipeline.engine.vectors import SteeringVectors, VectorOrigin
 from pipeline.errors import ActivationError
@@ -35,27 +38,24 @@ def read_activations(
 ) -> NDArray[np.float32]:
     """The residual stream at `site` of every layer, at each row's read index: float32 [R, L, H].
 
-    `budget` is the number of tokens a block may take at once (0: from the device). Raises ActivationError, with the
-    row's entry in `names`, when an activation is NaN or infinite.
+    Rows that share most of their tokens, as the two sides of a pair do, share the computing of them: the common prefix
+    runs once, and each row continues it. `budget` is the number of tokens held at once (0: from the device); results do
+    not depend on it. Raises ActivationError, with the row's entry in `names`, when an activation is NaN or infinite.
     """
-    num_layers = model.num_layers
-    out = np.empty((len(rows), num_layers, model.hidden_size), dtype=np.float32)
-    for group in micro_batches([len(row.ids) for row in rows], 1, budget or token_budget(model)):
-        ids = pad_right([rows[i].ids for i in group], model.device)
-        read = torch.tensor([rows[i].read for i in group], device=model.device)
-        index = torch.arange(len(group), device=model.device)
-        taken: dict[int, Tensor] = {}
+    out = np.empty((len(rows), model.num_layers, model.hidden_size), dtype=np.float32)
+    families = find_families([row.ids[: row.read + 1] for row in rows])
 
-        def take(layer: int, taken: dict[int, Tensor] = taken, index: Tensor = index, read: Tensor = read) -> Visit:
-            def visit(stream: Tensor) -> None:
-                taken[layer] = stream[index, read].to(torch.float32)
+    def cost(index: int, _budget: Budget) -> tuple[int, int]:
+        family = families[index]
+        return family.prefix + sum(len(ids) - family.prefix for ids in family.ids), family.prefix
 
-            return visit
+    def read(group: list[int], budget: Budget) -> None:
+        chosen = [families[index] for index in group]
+        members = [member for family in chosen for member in family.members]
+        out[members] = _read_families(model, chosen, site, budget.chunk).transpose(0, 1).cpu().numpy()
 
-        visits = {boundary(site, layer, num_layers): take(layer) for layer in range(num_layers)}
-        with on_stream(model, visits):
-            model.forward_blocks(ids)
-        out[group] = torch.stack([taken[layer] for layer in range(num_layers)], dim=1).cpu().numpy()
+    order = sorted(range(len(families)), key=lambda index: families[index].shape)
+    work_through(model, order, Budget.of(model, budget), cost, read)
     broken = np.argwhere(~np.isfinite(out).all(axis=-1))
     if len(broken):
         row, layer = (int(i) for i in broken[0])
@@ -65,6 +65,78 @@ def read_activations(
             "check the checkpoint, or run with dtype float32"
         )
     return out
+
+
+@dataclass(frozen=True)
+class Family:
+    """Rows (`members`, their `ids`) whose first `prefix` tokens are the same; each has at least one token more."""
+
+    members: tuple[int, ...]
+    ids: tuple[tuple[int, ...], ...]
+    prefix: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.prefix, *(len(ids) for ids in self.ids))
+
+
+def find_families(rows: Sequence[tuple[int, ...]]) -> list[Family]:
+    """Group rows that share at least half of their tokens from the first on; a row alone has the prefix 0."""
+    families: list[Family] = []
+    for index in sorted(range(len(rows)), key=lambda i: rows[i]):
+        ids = rows[index]
+        if families:
+            last = families[-1]
+            reach = last.prefix if len(last.ids) > 1 else len(last.ids[0]) - 1
+            shared = _common(last.ids[0][:reach], ids[:-1])
+            if 2 * shared >= max(len(ids), *(len(other) for other in last.ids)):
+                families[-1] = Family((*last.members, index), (*last.ids, ids), shared)
+                continue
+        families.append(Family((index,), (ids,), 0))
+    return families
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """Number of leading tokens that both have."""
+    length = min(len(first), len(second))
+    return next((i for i in range(length) if first[i] != second[i]), length)
+
+
+def _read_families(model: Model, families: Sequence[Family], site: Site, chunk: int) -> Tensor:
+    """The last token of each member, family by family, at every layer: float32 [L, members, H]."""
+    shared = [family for family in families if family.prefix]
+    trunk = Packing.of([Segment(family.prefix) for family in shared], model.device) if shared else None
+    segments: list[Segment] = []
+    tokens: list[int] = []
+    start = 0
+    for family in families:
+        for ids in family.ids:
+            segments.append(Segment(len(ids) - family.prefix, family.prefix, start, family.prefix))
+            tokens.extend(ids[family.prefix :])
+        start += family.prefix
+    packing = Packing.of(segments, model.device)
+    embed = model.hf.model.embed_tokens
+    stream = embed(torch.tensor(tokens, device=model.device))[None]  # [1, own tokens, H]
+    rotation = Rotation.of(model.hf, max(len(ids) for family in families for ids in family.ids), stream)
+    if trunk is not None:
+        common = [token for family in shared for token in family.ids[0][: family.prefix]]
+        base = embed(torch.tensor(common, device=model.device))[None]  # [1, prefix tokens, H]
+    first = boundary(site, 0, model.num_layers)
+    read = [stream[0, packing.ends].to(torch.float32)] if first == 0 else []
+    last = model.num_layers - 1
+    for at in range(model.num_layers):
+        if len(read) == model.num_layers:  # the stream before the last block was the last one asked for
+            break
+        key_values = None
+        with model.block(at) as block:
+            if trunk is not None:
+                queries: Queries = "none" if at == last else "all"
+                base, key_values = run_block(block, base, trunk, rotation, chunk, queries, keep=True)
+            queries = "ends" if at == last else "all"
+            stream, _ = run_block(block, stream, packing, rotation, chunk, queries, key_values)
+        ends = stream if at == last else stream[:, packing.ends]
+        read.append(ends[0].to(torch.float32))
+    return torch.stack(read)
 
 
 def pair_moments(matching: NDArray[np.float32], other: NDArray[np.float32]) -> tuple[Moments, Moments]:
@@ -85,9 +157,8 @@ def compute_vectors(
     Addition"). For a notebook; studies use the same functions through `stages`."""
     chosen = load_protocol(protocol) if isinstance(protocol, str) else protocol
     encoder = PromptEncoder(model.tokenizer, chosen.answer_form, model.max_positions)
-    sides = []
-    for side in ("matching", "other"):
-        rows = [encoder.answered(p.text, getattr(p, side), chosen.read_position, p.id) for p in prompts]
-        sides.append(read_activations(model, rows, chosen.read_site, budget, [p.id for p in prompts]))
+    sides = [(p, letter) for p in prompts for letter in (p.matching, p.other)]
+    rows = [encoder.answered(p.text, letter, chosen.read_position, p.id) for p, letter in sides]
+    activations = read_activations(model, rows, chosen.read_site, budget, [p.id for p, _ in sides])
     origin = VectorOrigin(model.name, prompts[0].concept, chosen.read_site, chosen.read_position, chosen.name)
-    return SteeringVectors.from_moments(origin, *pair_moments(sides[0], sides[1]))
+    return SteeringVectors.from_moments(origin, *pair_moments(activations[0::2], activations[1::2]))

@@ -8,7 +8,8 @@ Weights are read with safetensors only; `trust_remote_code` is never on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,17 +22,20 @@ from pipeline.engine.tokens import load_tokenizer, render_chat
 from pipeline.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from pipeline.engine.offload import BlockStream
     from pipeline.engine.ranks import Ranks
-    from pipeline.engine.weights import LoadReport
+    from pipeline.engine.weights import LoadReport, WeightTraffic
 
 DtypeName = Literal["float32", "bfloat16"]
+Offload = Literal["none", "cpu", "disk"]
 
 
 @dataclass
 class Model:
     """A loaded decoder. `hf` is the transformers model (DeepSpeed's engine wraps and may rewrite it in place).
 
-    `ranks` are those it is sharded over, None on one device; `load` is what loading a rank cost.
+    `ranks` are those it is sharded over, None on one device; `load` is what loading a rank cost; `stream` brings its
+    blocks' weights to the device, None where they stay there.
     """
 
     name: str
@@ -40,6 +44,7 @@ class Model:
     checkpoint: Checkpoint
     ranks: Ranks | None = None
     load: LoadReport | None = None
+    stream: BlockStream | None = None
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -66,6 +71,23 @@ class Model:
     def least(self, value: int) -> int:
         """The smallest `value` over the ranks: what each measures for itself but all must decide alike."""
         return value if self.ranks is None else self.ranks.least(value, self.device)
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether each forward brings the blocks' weights to the device anew."""
+        return self.stream is not None
+
+    @property
+    def traffic(self) -> WeightTraffic | None:
+        """What of the weights passed so far; None where they stay on the device."""
+        return None if self.stream is None else self.stream.traffic
+
+    @contextmanager
+    def block(self, index: int) -> Iterator[nn.Module]:
+        """Block `index`, its weights on the device while open: for whoever calls parts of a block, or a block more than
+        once in a forward. (Called whole, a block sees to its weights itself.)"""
+        with nullcontext() if self.stream is None else self.stream.keep(index):
+            yield self.blocks[index]
 
     @property
     def num_layers(self) -> int:
@@ -105,12 +127,25 @@ class Model:
         return str(self.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 
 
-def load_model(path: str | Path, dtype: DtypeName = "float32", device: str = "cpu", name: str | None = None) -> Model:
+def load_model(
+    path: str | Path,
+    dtype: DtypeName = "float32",
+    device: str = "cpu",
+    name: str | None = None,
+    offload: Offload = "none",
+) -> Model:
     """Load the checkpoint at `path` (a local folder or a Hugging Face id) on one device, ready for inference.
+
+    With `offload`, for a model larger than the device, its blocks' weights lie in CPU memory ("cpu") or in the
+    checkpoint's files ("disk"), and each is on the device only while it runs.
 
     Raises CheckpointError or TokenizerError with what is wrong and the fix, before weights are read where possible.
     """
     folder = path if isinstance(path, Path) else resolve_checkpoint(path)
+    if offload != "none":
+        from pipeline.engine.offload import load_offloaded
+
+        return load_offloaded(folder, dtype, device, name or folder.name, offload)
     checkpoint = read_checkpoint(folder)
     tokenizer = load_tokenizer(folder)
     from transformers import AutoModelForCausalLM
@@ -129,6 +164,17 @@ def load_model(path: str | Path, dtype: DtypeName = "float32", device: str = "cp
         raise CheckpointError(f"the checkpoint in {folder} cannot be loaded ({error}); fetch it again") from error
     hf.requires_grad_(False)
     return Model(name or folder.name, hf.to(device).eval(), tokenizer, checkpoint)
+
+
+def empty_model(folder: Path, dtype: DtypeName) -> Any:
+    """The whole transformers model on the meta device: shapes without memory."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            config, dtype=getattr(torch, dtype), attn_implementation="sdpa", trust_remote_code=False
+        )
 
 
 def check_device(device: str, dtype: DtypeName) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import socket
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,6 +25,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ShardingError
+
+_LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,7 @@ def join(place: RankPlace, device: str, timeout_s: float) -> Ranks:
         on_cuda = device.startswith("cuda")
         if on_cuda:
             torch.cuda.set_device(torch.device(device).index or 0)
-        elif _is_loopback(place.init_method):
-            _keep_gloo_on_loopback()
+        _keep_to_interface(place.init_method)
         dist.init_process_group(
             "nccl" if on_cuda else "gloo",
             init_method=place.init_method,
@@ -90,16 +92,26 @@ def join(place: RankPlace, device: str, timeout_s: float) -> Ranks:
     return Ranks(place, dist.group.WORLD)
 
 
-def _is_loopback(init_method: str) -> bool:
-    address = urlparse(init_method)
-    return address.scheme == "file" or address.hostname in {"127.0.0.1", "localhost", "::1"}
-
-
-def _keep_gloo_on_loopback() -> None:
-    """Gloo listens at the address of the host's name unless told which interface to take."""
+def _keep_to_interface(init_method: str) -> None:
+    """Have gloo and NCCL talk over the interface by which the meeting place is reached, unless told another: gloo would
+    listen at the address of the host's name, which may be loopback, and NCCL on the first interface it finds."""
+    address = _own_address(init_method)
     for name, addresses in psutil.net_if_addrs().items():
-        if any(address.address == "127.0.0.1" for address in addresses):
+        if any(found.address == address for found in addresses):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+            if address != _LOOPBACK:
+                os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
+
+
+def _own_address(init_method: str) -> str:
+    """This node's address on the way to the meeting place: loopback where ranks meet at a file of one node."""
+    meeting = urlparse(init_method)
+    if meeting.scheme == "file":
+        return _LOOPBACK
+    family, kind, _, _, there = socket.getaddrinfo(meeting.hostname, meeting.port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.connect(there)  # sends nothing: it only chooses the way
+        return str(probe.getsockname()[0])
 
 
 def under_deepspeed(hf: Any, dtype: torch.dtype, tp_size: int, grain: int, ranks: Ranks | None = None) -> Any:

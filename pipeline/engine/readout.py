@@ -35,11 +35,6 @@ class Readout:
 def read_answers(model: Model, stream: Tensor, answer_ids: Tensor) -> Readout:
     """Readout of `stream` [R, H] (before the final norm) for `answer_ids` [2] or [R, 2]."""
     normed = model.final_norm(stream.to(torch.float32)).to(torch.float32)  # [R, H]
-    return read_normed(model, normed, answer_ids)
-
-
-def read_normed(model: Model, normed: Tensor, answer_ids: Tensor) -> Readout:
-    """Readout of `normed` [R, H] (after the final norm)."""
     weight = model.head_weight  # [V, H]
     answers = answer_ids.to(weight.device).expand(normed.shape[0], 2) - model.first_token
     absent = (answers < 0) | (answers >= weight.shape[0])

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from pipeline.engine.checkpoint import Checkpoint, read_checkpoint
 from pipeline.engine.experts import idle_attention_where_headless, shard_experts_and_head
 from pipeline.engine.layout import MLP_GRAIN, check_ranks, check_tensors, legal_ranks, rank_params
-from pipeline.engine.model import Model, check_device, load_model, with_deepspeed
+from pipeline.engine.model import Model, check_device, empty_model, load_model, with_deepspeed
 from pipeline.engine.ranks import RankPlace, Ranks, join, under_deepspeed
 from pipeline.engine.tokens import load_tokenizer
 from pipeline.engine.weights import (
@@ -62,7 +62,7 @@ def load_rank(folder: Path, dtype: DtypeName, device: str, name: str, place: Ran
         ranks = join(place, device, timeout_s)
         on_device = torch.device(device)
         _agree(ranks, checkpoint, dtype, on_device)
-        hf = _empty_model(folder, dtype)
+        hf = empty_model(folder, dtype)
         shard_experts_and_head(hf, ranks)
         hf = under_deepspeed(hf, getattr(torch, dtype), place.world_size, MLP_GRAIN, ranks)
         hf.requires_grad_(False)
@@ -76,17 +76,6 @@ def load_rank(folder: Path, dtype: DtypeName, device: str, name: str, place: Ran
     on_disk = share_bytes_on_disk(model.hf, checkpoint)
     model.load = LoadReport(bytes_read, share, on_disk, time.monotonic() - started, before, peak_resident_bytes())
     return model
-
-
-def _empty_model(folder: Path, dtype: DtypeName) -> Any:
-    """The whole model on the meta device: shapes without memory."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(
-            config, dtype=getattr(torch, dtype), attn_implementation="sdpa", trust_remote_code=False
-        )
 
 
 def _agree(ranks: Ranks, checkpoint: Checkpoint, dtype: DtypeName, device: torch.device) -> None:

@@ -3,18 +3,22 @@
 Flows in: encoded prompts, the directions to add at each layer, a grid. Flows out: `SweepScores`, the two answers'
 logits and the log-sum-exp at every point of the grid.
 
-All points of a prompt's grid share everything below the steered layer. `sweep` therefore runs the unsteered prompts
-once and, at the site of each tested layer, appends steered copies of them to the batch, which goes on growing to the
-last block; final norm and head see the last token of each row alone. `sweep_naive` runs one whole forward for each
-layer and strength: the definition, and what tests compare against.
+All points of a prompt's grid share everything below the steered layer. `sweep` therefore runs the unsteered prompts,
+the *trunk*, once and, at the site of each tested layer, appends steered rows, the *branches*, which go on with it to
+the last block. A branch holds the steered tokens alone: all of the prompt, its suffix, or its last token; the keys and
+values of the tokens before them are the trunk's. Behind the last block only last tokens are looked at, so only they
+pass through it. `sweep_naive` runs one whole forward for each layer and strength: the definition, and what tests
+compare against.
 
-Legend: P prompts, D directions, N tested layers, S strengths, T tokens, H hidden.
+Legend: P prompts, D directions, N tested layers, S strengths, B steered points of the grid, T tokens,
+H hidden.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,10 +26,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.engine.batching import micro_batches, token_budget
+from pipeline.engine.batching import Budget, work_through
+from pipeline.engine.decoder import Queries, Rotation, run_block
 from pipeline.engine.model import Model, pad_right
-from pipeline.engine.readout import Readout, read_normed
-from pipeline.engine.stream import Visit, boundary, on_stream, position_mask, steering
+from pipeline.engine.packing import Packing, Segment, even_cuts
+from pipeline.engine.readout import Readout, read_answers
+from pipeline.engine.stream import boundary, position_mask, steering
 from pipeline.engine.tokens import EncodedPrompt, PromptEncoder
 from pipeline.engine.vectors import SteeringVectors, random_controls
 from pipeline.errors import ActivationError, InterventionError
@@ -83,84 +89,149 @@ def sweep(
 ) -> SweepScores:
     """Score the whole grid by branching. `directions` is [D, layers of the model, H]: what strength 1 adds.
 
-    `budget` is the number of tokens a block may take at once (0: from the device); results do not depend on it.
+    `budget` is the number of tokens, of all rows, that are held at once (0: from the device); results do not depend on
+    it. Where one prompt's whole grid does not fit, its points are taken in several passes; where memory runs out all
+    the same, less is held and the run goes on.
+
     Raises InterventionError for directions that do not fit or are not finite, ActivationError for scores that are
-    not finite (with the prompt's entry in `names`).
+    not finite (with the prompt's entry in `names`), ReplicaError when a single row is too much for the memory.
     """
     _check_directions(model, directions, grid)
-    nonzero = [s for s in grid.strengths if s != 0]
-    branches = len(directions) * len(nonzero)
     scores = _empty_scores(len(prompts), len(directions), grid)
-    steps = _steps(directions, nonzero, model)
+    if not prompts:
+        return scores
     answers = torch.tensor(list(answer_ids), device=model.device)
-    last_block = [boundary(grid.site, layer, model.num_layers) == model.num_layers for layer in grid.layers]
-    rows_per_prompt = 1 + branches * (len(grid.layers) - sum(last_block))
-    for group in micro_batches([len(p.ids) for p in prompts], rows_per_prompt, budget or token_budget(model)):
-        readout = _branch(model, [prompts[i] for i in group], steps, grid, answers)
-        _scatter(scores, readout, group, len(directions), grid)
+    steps = _steps(directions, grid, model)
+    points = _points(model, len(directions), grid)
+    own = [branch_length(grid.positions, prompt) for prompt in prompts]
+    longest = max(range(len(prompts)), key=lambda i: len(prompts[i].ids) + own[i])
+
+    def points_at_once(budget: Budget) -> int:
+        return max(1, (budget.held - len(prompts[longest].ids)) // own[longest])
+
+    def cost(index: int, budget: Budget) -> tuple[int, int]:
+        tokens = len(prompts[index].ids)
+        return tokens + min(len(points), points_at_once(budget)) * own[index], tokens
+
+    def score(group: list[int], budget: Budget) -> None:
+        chosen = [prompts[i] for i in group]
+        for start, stop in pairwise(even_cuts(len(points), points_at_once(budget)) if points else [0, 0]):
+            part = points[start:stop]
+            readout = _branch(model, chosen, part, steps, grid, answers, budget.chunk)
+            _scatter(scores, readout, group, part, grid)
+
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].ids), own[i]))
+    work_through(model, order, Budget.of(model, budget), cost, score)
     return _checked(model, scores, names)
 
 
-def _branch(model: Model, prompts: Sequence[EncodedPrompt], steps: Tensor, grid: SweepGrid, answers: Tensor) -> Readout:
-    """One branching forward over one micro-batch. `steps` is [layers, branches, H].
+@dataclass(frozen=True)
+class _Point:
+    """A steered point of the grid: `direction`, `layer` and `strength` index directions, `grid.layers` and
+    `grid.strengths`; `boundary` is where its branch begins."""
 
-    Rows come out as: the unsteered prompts, then for each tested layer and branch the prompts steered there.
+    boundary: int
+    direction: int
+    layer: int
+    strength: int
+
+
+def branch_length(positions: Positions, prompt: EncodedPrompt) -> int:
+    """Tokens of a prompt that `positions` steers: what a branch computes. Raises InterventionError where it is none."""
+    length = {"all": len(prompt.ids), "suffix": len(prompt.ids) - prompt.suffix_start, "last": 1}[positions]
+    if length < 1:
+        raise InterventionError(f"positions {positions!r} touch no token of a prompt; it is too short")
+    return length
+
+
+def _points(model: Model, num_directions: int, grid: SweepGrid) -> list[_Point]:
+    """The steered points, in the order in which their branches begin."""
+    points = [
+        _Point(boundary(grid.site, layer, model.num_layers), d, n, s)
+        for n, layer in enumerate(grid.layers)
+        for d in range(num_directions)
+        for s, strength in enumerate(grid.strengths)
+        if strength != 0
+    ]
+    return sorted(points, key=lambda point: point.boundary)
+
+
+def _branch(
+    model: Model,
+    prompts: Sequence[EncodedPrompt],
+    points: Sequence[_Point],
+    steps: Tensor,
+    grid: SweepGrid,
+    answers: Tensor,
+    chunk: int,
+) -> Readout:
+    """One branching forward over one group of prompts. `steps` is [D, N, S, H].
+
+    Rows come out as: the unsteered prompts, then for each point the prompts steered there.
     """
-    num_prompts, num_branches = len(prompts), steps.shape[1]
-    lengths = [len(p.ids) for p in prompts]
-    ids = pad_right([p.ids for p in prompts], model.device)
-    mask = position_mask(grid.positions, lengths, [p.suffix_start for p in prompts], ids.shape[1]).to(model.device)
-    last = torch.tensor(lengths, device=model.device) - 1
-    index = torch.arange(num_prompts, device=model.device)
-    everywhere = bool(mask.all())
-
-    def grow(step: Tensor) -> Visit:  # step [branches, H]
-        def visit(stream: Tensor) -> Tensor:  # [rows, T, H]
-            change = step[:, None, None, :]  # [branches, 1, 1, H]
-            if not everywhere:
-                change = change * mask[None, :, :, None]  # [branches, P, T, H]
-            steered = stream[None, :num_prompts] + change  # [branches, P, T, H]
-            return torch.cat([stream, steered.flatten(0, 1)])
-
-        return visit
-
-    def finish(stream: Tensor) -> Tensor:
-        """Keep each row's last token, in float32 for norm and head; steer here what is steered behind the last
-        block, since only the last token is still looked at (all three position sets hold it)."""
-        tail = stream.view(-1, num_prompts, *stream.shape[1:])[:, index, last]  # [rows / P, P, H]
-        at_end = [layer for layer in grid.layers if boundary(grid.site, layer, model.num_layers) == model.num_layers]
-        if at_end:
-            tail = torch.cat([tail, tail[:1] + steps[at_end[0]][:, None, :]])
-        return tail.flatten(0, 1)[:, None].to(torch.float32)  # [rows, 1, H]
-
-    visits: dict[int, Visit] = {}
-    for layer in grid.layers:
-        at = boundary(grid.site, layer, model.num_layers)
-        if at < model.num_layers and num_branches:
-            visits[at] = grow(steps[layer])
-    visits[model.num_layers] = finish
-    with on_stream(model, visits):
-        normed = model.forward_blocks(ids)[:, 0]
-    return read_normed(model, normed.to(torch.float32), answers)
+    trunk, branches = _layout(model, prompts, grid.positions)
+    ids = torch.tensor([token for prompt in prompts for token in prompt.ids], device=model.device)
+    base = model.hf.model.embed_tokens(ids)[None]  # [1, trunk tokens, H]
+    rotation = Rotation.of(model.hf, max(len(prompt.ids) for prompt in prompts), base)
+    depth = model.num_layers
+    inside = [point for point in points if point.boundary < depth]
+    stream = base.new_empty(len(inside), branches.packing.num_tokens, base.shape[-1])
+    alive, tail = 0, base
+    for at in range(depth):
+        while alive < len(inside) and inside[alive].boundary == at:
+            point = inside[alive]
+            start = base[0] if branches.of_trunk is None else base[0, branches.of_trunk]
+            torch.add(start, steps[point.direction, point.layer, point.strength], out=stream[alive])
+            alive += 1
+        queries: Queries = "ends" if at == depth - 1 else "all"
+        keep = alive > 0 and branches.of_trunk is not None
+        with model.block(at) as block:
+            base, key_values = run_block(block, base, trunk, rotation, chunk, queries, keep=keep)
+            if alive:
+                tail, _ = run_block(block, stream[:alive], branches.packing, rotation, chunk, queries, key_values)
+    rows = [base]  # [1, P, H]; behind the last block the prompts' last tokens are left
+    if inside:
+        rows.append(tail)
+    rows += [base + steps[p.direction, p.layer, p.strength] for p in points if p.boundary == depth]
+    return read_answers(model, torch.cat(rows).flatten(0, 1), answers)
 
 
-def _scatter(scores: SweepScores, readout: Readout, group: Sequence[int], num_directions: int, grid: SweepGrid) -> None:
-    """Put a micro-batch's rows where they belong; the baseline goes to every layer and direction."""
-    num_prompts = len(group)
-    logits = readout.logits.view(-1, num_prompts, 2).cpu().numpy()  # [1 + N * D * S', P, 2]
-    lse = readout.logsumexp.view(-1, num_prompts).cpu().numpy()
-    steered = [k for k, s in enumerate(grid.strengths) if s != 0]
-    shape = (len(grid.layers), num_directions, len(steered), num_prompts)
+@dataclass(frozen=True)
+class _Branches:
+    """The layout of a branch, and the trunk's tokens that it starts from (None: all of them)."""
+
+    packing: Packing
+    of_trunk: Tensor | None
+
+
+def _layout(model: Model, prompts: Sequence[EncodedPrompt], positions: Positions) -> tuple[Packing, _Branches]:
+    """The trunk: all tokens of the prompts; and the branches: the tokens that are steered."""
+    lengths = [len(prompt.ids) for prompt in prompts]
+    trunk = Packing.of([Segment(length) for length in lengths], model.device)
+    own = [branch_length(positions, prompt) for prompt in prompts]
+    if own == lengths:
+        return trunk, _Branches(trunk, None)
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).tolist()
+    segments = [
+        Segment(mine, length - mine, start, length) for mine, length, start in zip(own, lengths, starts, strict=True)
+    ]
+    tokens = np.concatenate([np.arange(s.trunk_start + s.prefix, s.trunk_start + s.trunk_length) for s in segments])
+    return trunk, _Branches(Packing.of(segments, model.device), torch.from_numpy(tokens).to(model.device))
+
+
+def _scatter(
+    scores: SweepScores, readout: Readout, group: Sequence[int], points: Sequence[_Point], grid: SweepGrid
+) -> None:
+    """Put a group's rows where they belong; the baseline goes to every layer and direction."""
+    logits = readout.logits.view(-1, len(group), 2).cpu().numpy()  # [1 + B, P, 2]
+    logsumexp = readout.logsumexp.view(-1, len(group)).cpu().numpy()
     if 0.0 in grid.strengths:
         zero = grid.strengths.index(0.0)
         scores.logits[group, :, :, zero] = logits[0][:, None, None]
-        scores.logsumexp[group, :, :, zero] = lse[0][:, None, None]
-    if steered:
-        branched = logits[1:].reshape(*shape, 2).transpose(3, 1, 0, 2, 4)  # [P, D, N, S', 2]
-        branched_lse = lse[1:].reshape(shape).transpose(3, 1, 0, 2)
-        for k, at in enumerate(steered):
-            scores.logits[group, :, :, at] = branched[:, :, :, k]
-            scores.logsumexp[group, :, :, at] = branched_lse[:, :, :, k]
+        scores.logsumexp[group, :, :, zero] = logsumexp[0][:, None, None]
+    for row, point in enumerate(points, start=1):
+        scores.logits[group, point.direction, point.layer, point.strength] = logits[row]
+        scores.logsumexp[group, point.direction, point.layer, point.strength] = logsumexp[row]
 
 
 @torch.inference_mode()
@@ -231,11 +302,12 @@ def steering_directions(
     return np.concatenate([unit[None], random_controls(unit, controls, seed, label)])
 
 
-def _steps(directions: NDArray[np.float32], nonzero: Sequence[float], model: Model) -> Tensor:
-    """What each branch adds at each layer, in the model's dtype: [layers, D * S', H]; the product with the strength
-    is taken in float32, as `stream.steering` does."""
-    product = torch.from_numpy(directions)[:, None] * torch.tensor(nonzero, dtype=torch.float32)[None, :, None, None]
-    return product.flatten(0, 1).transpose(0, 1).to(device=model.device, dtype=model.dtype)
+def _steps(directions: NDArray[np.float32], grid: SweepGrid, model: Model) -> Tensor:
+    """What each point adds, in the model's dtype: [D, N, S, H]; the product with the strength is taken in float32, as
+    `stream.steering` does."""
+    strengths = torch.tensor(grid.strengths, dtype=torch.float32)
+    product = torch.from_numpy(directions[:, list(grid.layers)])[:, :, None] * strengths[:, None]
+    return product.to(device=model.device, dtype=model.dtype)
 
 
 def _empty_scores(num_prompts: int, num_directions: int, grid: SweepGrid) -> SweepScores:

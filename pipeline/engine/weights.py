@@ -1,8 +1,8 @@
-"""A rank's weights, read from safetensors slice by slice into where they belong.
+"""Weights, read from safetensors slice by slice into where they belong: a rank's share, or some tensors whole.
 
 Flows in: a checked checkpoint, a rank's place, a model whose parameters are there but empty. Flows out: the filled
-model and a count of the bytes read. Nothing is ever whole in memory: a slice is copied from the mapped file straight
-into the parameter, in the parameter's dtype.
+parameters and a count of the bytes read. Nothing is ever whole in memory: a slice is copied from the mapped file
+straight into the parameter, in the parameter's dtype.
 
 Checkpoints store experts singly (`experts.E.gate_proj.weight`); transformers 5 holds them fused, `gate_up_proj`
 [E, gate rows then up rows, H] and `down_proj` [E, H, I].
@@ -13,9 +13,10 @@ from __future__ import annotations
 import math
 import resource
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 from torch import Tensor
@@ -25,6 +26,8 @@ from pipeline.engine.layout import Cut, ExpertName, cut_of
 from pipeline.engine.ranks import RankPlace
 from pipeline.errors import CheckpointError
 
+Place = Literal["cpu", "disk"]
+BLOCKS_AT_ONCE = 2  # of an offloaded model: the one that runs, and the next one, which is being brought
 _ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
 _MAPPED_BYTES = 32 * 1024 * 1024  # a file is mapped anew after so much: its touched pages count as resident
 
@@ -41,6 +44,20 @@ class LoadReport:
     seconds: float
     rss_before: int
     peak_rss: int
+
+
+@dataclass
+class WeightTraffic:
+    """Where the weights lie and what of them passed. `model_bytes` and `bytes_read` are counted where the weights lie:
+    as stored in the files for "disk", in the model's dtype for "cpu". `bytes_read` holds what stays on the device
+    (once) and every block that was brought; `num_passes` is how often the blocks were begun anew."""
+
+    place: Place
+    model_bytes: int
+    resident_bytes: int  # on the device all the time
+    block_bytes: int  # on the device, of the largest block; up to BLOCKS_AT_ONCE are there at once
+    bytes_read: int = 0
+    num_passes: int = 0
 
 
 def check_stored_dtypes(checkpoint: Checkpoint) -> None:
@@ -66,7 +83,45 @@ def fill(hf: Any, checkpoint: Checkpoint, place: RankPlace) -> int:
         cut = cut_of(name, entry.shape, facts, place.rank, place.world_size)
         if cut is not None:
             by_file[entry.file].append((name, cut))
-    parameters = dict(hf.named_parameters())
+    parameters = {_unsharded(name): parameter.data for name, parameter in hf.named_parameters()}
+    return _fill(parameters, checkpoint, by_file, place)
+
+
+def read_whole(parameters: Mapping[str, Tensor], checkpoint: Checkpoint, names: Iterable[str]) -> int:
+    """Fill `parameters`, by the names of an unsharded model, from the checkpoint tensors `names`, whole. Returns the
+    bytes read. Raises CheckpointError when `names` leave a parameter unfilled."""
+    by_file: dict[Path, list[tuple[str, Cut]]] = defaultdict(list)
+    for name in names:
+        entry = checkpoint.tensors[name]
+        by_file[entry.file].append((name, Cut(0, 0, entry.shape[0])))
+    return _fill(parameters, checkpoint, by_file, RankPlace(0, 1, ""))
+
+
+def _parameter_of(name: str) -> str:
+    """The parameter of an unsharded model that checkpoint tensor `name` is in: experts are fused in memory."""
+    expert = ExpertName.of(name)
+    if expert is None:
+        return name
+    return f"{expert.experts}.{'down_proj' if expert.part == 'down' else 'gate_up_proj'}"
+
+
+def stored_bytes(checkpoint: Checkpoint, names: Iterable[str]) -> int:
+    """Bytes of the tensors `names` as they lie on disk."""
+    entries = [checkpoint.tensors[name] for name in names]
+    return sum(math.prod(entry.shape) * _ITEM_BYTES[entry.dtype] for entry in entries)
+
+
+def _unsharded(name: str) -> str:
+    """A rank's parameter by the name it has in an unsharded model."""
+    return "lm_head.weight" if name == "lm_head.shard" else name.replace(".mlp.experts.local.", ".mlp.experts.")
+
+
+def _fill(
+    parameters: Mapping[str, Tensor],
+    checkpoint: Checkpoint,
+    by_file: Mapping[Path, list[tuple[str, Cut]]],
+    place: RankPlace,
+) -> int:
     filled: dict[str, int] = defaultdict(int)
     bytes_read = 0
     for file, cuts in by_file.items():
@@ -100,7 +155,7 @@ def _fill_from(
     cuts: list[tuple[str, Cut]],
     checkpoint: Checkpoint,
     place: RankPlace,
-    parameters: dict[str, Tensor],
+    parameters: Mapping[str, Tensor],
     filled: dict[str, int],
 ) -> int:
     from safetensors import safe_open
@@ -112,7 +167,8 @@ def _fill_from(
             entry = checkpoint.tensors[name]
             whole = stored.get_slice(name)
             part = whole[:, cut.start : cut.stop] if cut.dim else whole[cut.start : cut.stop]
-            parameter, target = _target(name, parameters, place.rank * num_experts)
+            parameter = _parameter_of(name)
+            target = _part_for(name, parameters[parameter], place.rank * num_experts)
             if target.shape != part.shape:
                 raise CheckpointError(
                     f"{file}: {name} gives rank {place.rank} of {place.world_size} shape {list(part.shape)}, but "
@@ -124,22 +180,16 @@ def _fill_from(
     return bytes_read
 
 
-def _target(name: str, parameters: dict[str, Tensor], first_expert: int) -> tuple[str, Tensor]:
-    """The parameter that tensor `name` goes to, and the part of its data."""
+def _part_for(name: str, parameter: Tensor, first_expert: int) -> Tensor:
+    """The part of `parameter` that checkpoint tensor `name` fills."""
     expert = ExpertName.of(name)
-    if expert is not None:
-        parameter = f"{expert.experts}.local.{'down_proj' if expert.part == 'down' else 'gate_up_proj'}"
-        own = parameters[parameter].data[expert.expert - first_expert]
-        if expert.part == "down":
-            return parameter, own
-        half = own.shape[0] // 2
-        return parameter, own[:half] if expert.part == "gate" else own[half:]
-    if ".mlp.experts." in name:
-        experts, _, part = name.rpartition(".")
-        parameter = f"{experts}.local.{part}"
-    else:
-        parameter = "lm_head.shard" if name == "lm_head.weight" else name
-    return parameter, parameters[parameter].data
+    if expert is None:
+        return parameter
+    own = parameter[expert.expert - first_expert]
+    if expert.part == "down":
+        return own
+    half = own.shape[0] // 2
+    return own[:half] if expert.part == "gate" else own[half:]
 
 
 def share_bytes_on_disk(hf: Any, checkpoint: Checkpoint) -> int:

@@ -111,6 +111,8 @@ def _request(study: Study, section: ModelSection, file: Path, lengths: PromptLen
         site=study.protocol.steer_site,
         batch_size=cluster.batch_size,
         token_budget=cluster.token_budget,
+        positions=grid.positions or study.protocol.positions,
+        read_site=study.protocol.read_site,
     )
     stated = section.tensor_parallel if "tensor_parallel" in section.model_fields_set else None
     return ModelRequest(section.name, sizes, work, section.dtype, stated, cluster.replica_range)

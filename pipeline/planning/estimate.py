@@ -16,18 +16,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.engine.batching import GPU_CHUNK, GPU_HELD, GPU_SHARE, TRUNK_CHUNKS
 from pipeline.engine.layout import check_ranks, legal_ranks
 from pipeline.errors import ShardingError
 from pipeline.planning.gpus import Gpu
-from pipeline.planning.memory import RESERVE_BYTES, RankMemory, params_by_rank, rank_memory, token_bytes
+from pipeline.planning.memory import ITEM_BYTES, RESERVE_BYTES, RankMemory, params_by_rank, rank_memory, token_bytes
 from pipeline.planning.workload import Flops, ModelSizes, Workload, extract_flops, sweep_flops
 
 Binding = Literal["nothing", "weights", "working memory", "ranks", "nodes", "tensor_parallel"]
 
 MOST_RANKS = 64  # looked at where --nodes does not say
 NUM_LOADS = 2  # extraction and scoring each start their replicas
-_FREE_SHARE = 0.5  # of free memory that the engine fills with a batch, and its most tokens (engine.batching, on CUDA)
-_MOST_TOKENS = 262_144
 
 
 @dataclass(frozen=True)
@@ -205,7 +204,7 @@ def _choose(
     binds = _why_not_fewer(request, rates.gpu, least)
     if least.num_ranks == 1:
         return least, binds, "one GPU holds it"
-    return least, binds, f"set tensor_parallel = {least.num_ranks} in the study"
+    return least, binds, f"set tensor_parallel = {least.num_ranks} in the study; without it steer run starts 1 rank"
 
 
 def _stated(
@@ -269,13 +268,12 @@ def _gb(option: RankOption) -> str:
 
 def _prompts_at_once(request: ModelRequest, gpu: Gpu, option: RankOption) -> int:
     """Prompts whose branches share a batch: what the engine fills of the memory that the weights leave free."""
-    work = request.work
-    tokens = work.token_budget
-    if not tokens:
-        free = gpu.memory_bytes - option.memory.weights - option.memory.reserve
-        per_token = token_bytes(request.sizes, request.dtype, option.num_ranks)
-        tokens = min(_MOST_TOKENS, int(_FREE_SHARE * free / per_token))
-    return min(work.batch_size, max(1, tokens // (work.rows_per_prompt * work.lengths.longest)))
+    work, sizes = request.work, request.sizes
+    half = GPU_SHARE * (gpu.memory_bytes - option.memory.weights - option.memory.reserve) / 2
+    chunk = min(GPU_CHUNK, half / token_bytes(sizes, request.dtype, option.num_ranks))
+    held = work.token_budget or min(GPU_HELD, half / (ITEM_BYTES[request.dtype] * sizes.facts.hidden_size))
+    fit = min(held / work.most_held, TRUNK_CHUNKS * chunk / work.lengths.longest)
+    return min(work.batch_size, max(1, int(fit)))
 
 
 def _compute_seconds(request: ModelRequest, rates: Rates, option: RankOption, at_once: int) -> float:
@@ -308,11 +306,11 @@ def _assumptions(models: Sequence[ModelEstimate], rates: Rates) -> tuple[str, ..
         f"{gpu.bandwidth_gb_per_s:g} GB/s, {gpu.gpus_per_node} a node (data/gpus.toml); GB are 10^9 bytes.",
         "Weights: on every rank the embedding, norms and routers; cut over the ranks attention (by whole key/value "
         "heads, so the fullest rank counts), MLP, experts and head.",
-        "Working memory: the longest prompt with all its branches at once, the least the sweep can take; the engine "
-        "then fills half of what is left. Keys and values live for one block; none are cached.",
+        "Working memory: the longest prompt with all its branches at once, the least that computes nothing twice; "
+        f"the engine then fills up to {GPU_SHARE:.0%} of what is left. Keys and values live for one block.",
         f"{RESERVE_BYTES / 1e9:g} GB a GPU stay free for the CUDA context, collectives and fragmentation.",
-        "Operations by count: 2 a parameter and token in matrix products, attention over the full square, the head in "
-        "float32 on last tokens only; not norms, activations, softmax; no padding.",
+        "Operations by count: 2 a parameter and token in matrix products, attention over the full square, head (in "
+        "float32) and last block on last tokens only; not norms, activations, softmax; no padding.",
         f"Compute at {rates.utilisation:.0%} of the peak (--utilisation), never faster than the weights can be read "
         "from the GPU's memory once a batch; time in collectives is not counted apart.",
         f"Weights are read from disk at {rates.read_gb_per_s:g} GB/s a node (--read-gb-per-s), once for extraction and "
@@ -329,8 +327,8 @@ def _assumptions(models: Sequence[ModelEstimate], rates: Rates) -> tuple[str, ..
         )
     if any(model.planned and model.planned.num_nodes > 1 for model in models):
         lines.append(
-            "A replica over several nodes: the network between them costs nothing here, and `steer run` must be able "
-            "to place one so; today it keeps the ranks of a replica on one node."
+            "A replica over several nodes: the network between them costs nothing here. `steer run` places one so by "
+            "itself on nodes that are there; where they have yet to come, say cluster.gang = 'nodes'."
         )
     if rates.price_per_gpu_hour is not None:
         lines.append(

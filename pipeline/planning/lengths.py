@@ -20,15 +20,19 @@ from pipeline.protocols import AnswerForm, ReadPosition
 # Under Qwen3's tokenizer the 650 shipped prompts have 4.00 characters a token on average, single ones 3.53 to 4.68.
 CHARACTERS_PER_TOKEN = 4.0
 TEMPLATE_TOKENS = 12  # of Qwen3's chat template around the user's text, thinking off
+TEMPLATE_SUFFIX = 9  # of those, behind the text
 
 
 @dataclass(frozen=True)
 class PromptLengths:
     """Tokens of each row that goes through a model: `train`, two rows a pair, with the answer; `test`, one a prompt,
-    up to the answer. `exact` is False where they are estimated."""
+    up to the answer; `suffix`, how many of a test prompt's tokens come behind the user's text; `answer`, how many of a
+    train row's the two sides do not share. `exact` is False where they are estimated."""
 
     train: tuple[int, ...]
     test: tuple[int, ...]
+    suffix: tuple[int, ...]
+    answer: int
     exact: bool
 
     @property
@@ -48,8 +52,9 @@ def prompt_lengths(
     prefill = "(" if answer_form == "A" else ""
     answer = 1 if read_position == "answer_letter" else 2  # "(A" alone, or "(A" and ")"
     prompts = _estimated(texts, prefill) if tokenizer is None else _counted(texts, prefill, tokenizer)
-    pairs = [length + answer for length in prompts[: len(train)] for _side in range(2)]
-    return PromptLengths(tuple(pairs), tuple(prompts[len(train) :]), tokenizer is not None)
+    pairs = [length + answer for length, _ in prompts[: len(train)] for _side in range(2)]
+    lengths, suffixes = zip(*prompts[len(train) :], strict=True) if test else ((), ())
+    return PromptLengths(tuple(pairs), lengths, suffixes, answer, tokenizer is not None)
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -57,12 +62,15 @@ def has_tokenizer(folder: Path) -> bool:
     return (folder / "tokenizer.json").is_file() and _template(folder) is not None
 
 
-def _estimated(texts: Sequence[str], prefill: str) -> list[int]:
-    around = TEMPLATE_TOKENS + len(prefill)
-    return [around + round(len(text) / CHARACTERS_PER_TOKEN) for text in texts]
+def _estimated(texts: Sequence[str], prefill: str) -> list[tuple[int, int]]:
+    """Tokens of each rendered text, and of what follows the text in it."""
+    behind = TEMPLATE_SUFFIX + len(prefill)
+    around = TEMPLATE_TOKENS - TEMPLATE_SUFFIX + behind
+    return [(around + round(len(text) / CHARACTERS_PER_TOKEN), behind) for text in texts]
 
 
-def _counted(texts: Sequence[str], prefill: str, folder: Path) -> list[int]:
+def _counted(texts: Sequence[str], prefill: str, folder: Path) -> list[tuple[int, int]]:
+    """The same, counted with the tokenizer in `folder`."""
     from jinja2.sandbox import ImmutableSandboxedEnvironment
     from tokenizers import Tokenizer
 
@@ -81,7 +89,12 @@ def _counted(texts: Sequence[str], prefill: str, folder: Path) -> list[int]:
         ]
     except Exception as error:
         raise TokenizerError(f"the tokenizer in {folder} cannot be read ({error}); fetch it again") from error
-    return [len(encoding) for encoding in tokenizer.encode_batch(rendered, add_special_tokens=False)]
+    encodings = tokenizer.encode_batch(rendered, add_special_tokens=False)
+    ends = [whole.rindex(text) + len(text) for whole, text in zip(rendered, texts, strict=True)]
+    return [
+        (len(encoding), max(1, sum(start >= end for start, _ in encoding.offsets)))
+        for encoding, end in zip(encodings, ends, strict=True)
+    ]
 
 
 def _template(folder: Path) -> str | None:

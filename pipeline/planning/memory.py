@@ -3,18 +3,21 @@
 Flows in: a model's sizes, its workload, a rank count. Flows out: `RankMemory`.
 
 Weights are counted tensor by tensor with the cuts of `engine.layout`. What the branching sweep holds at once was read
-from the code and checked against the allocations of the real sweep (a test keeps it there). No cache of keys and values
-is kept: those of one block live while it runs. While a block runs, these are alive, in the model's dtype, a token:
+from the code and checked against the allocations of the real sweep (a test keeps it there). The residual stream of all
+rows is held, H a token, and changed in place; a block works on it in pieces, and while a piece is in a block, these are
+alive, in the model's dtype, a token of the piece:
 
-    4 H               the stream before and after the branches were appended, the residual, the normed input
-    5 a + 2 b, or     in attention, a the width of the rank's query heads and b of its key/value heads (queries before
-    3 a + 4 b         and after norm and rotation, the output; keys and values, with copies)
+    2 H               the normed input, and what is added to the stream
+    3 a + 3 b, or     in attention, a the width of the rank's query heads and b of its key/value heads (queries, keys
+    a + 2 b + copies  before and after norm and rotation, values, the output; copies of the queries in float32 in their
+                      norm, 12 a bytes, or 8 a where they are float32 already)
     3 I               in a dense MLP of which the rank holds the width I
     K (4 I + H), or   in experts: all K copies of a token are laid out on every rank, foreign ones included
     4 K H             (and some bytes of routing)
 
-and in a norm 12 H bytes, three copies in float32. Allocators round and split; `RESERVE_BYTES` stands for that, for the
-CUDA context and the buffers of collectives.
+and in a norm 12 H bytes, three copies in float32. Keys and values live for one block; where branches hold a suffix
+alone, those of the unsteered prompts are kept while the block runs. Allocators round and split; `RESERVE_BYTES` stands
+for that, for the CUDA context and the buffers of collectives.
 
 Legend: H hidden, K experts a token, I width of an MLP or expert.
 """
@@ -24,6 +27,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.engine.batching import GPU_CHUNK
 from pipeline.engine.layout import MLP_GRAIN, even_widths, rank_params
 from pipeline.planning.workload import ModelSizes, Workload, rank_heads
 
@@ -34,10 +38,10 @@ _VOCABULARY_SLICE = 16_384  # of the head, upcast at a time (engine.readout)
 
 @dataclass(frozen=True)
 class RankMemory:
-    """Bytes on the fullest rank, at the least batch the sweep can take: one prompt and all its branches.
+    """Bytes on the fullest rank, at the least batch that computes nothing twice: one prompt and all its branches.
 
-    `kv` is the part of `block` that keys and values of one block are. Readout comes after the blocks, so the larger of
-    the two counts.
+    `kv` are the keys and values of one block that are kept for branches to read. Readout comes after the blocks, so the
+    larger of the two counts.
     """
 
     weights: int
@@ -51,7 +55,7 @@ class RankMemory:
     @property
     def working(self) -> int:
         """All that is not weights or reserve."""
-        return self.directions + max(self.stream + self.block, self.readout)
+        return self.directions + self.stream + max(self.block + self.kv, self.readout)
 
     @property
     def total(self) -> int:
@@ -83,31 +87,33 @@ def params_by_rank(sizes: ModelSizes, num_ranks: int) -> list[int]:
 def rank_memory(sizes: ModelSizes, work: Workload, dtype: Literal["float32", "bfloat16"], num_ranks: int) -> RankMemory:
     """Memory of the fullest of `num_ranks` ranks, for the least batch, or for the token budget the study asks for."""
     facts, item = sizes.facts, ITEM_BYTES[dtype]
-    tokens = tokens_at_once(work)
+    held = tokens_at_once(work)
+    prompts = max(1, held // work.most_held)
     _, kv_heads = rank_heads(facts, num_ranks)
-    rows = work.rows_read * max(1, tokens // (work.rows_per_prompt * work.lengths.longest))
     vocabulary = min(max(even_widths(facts.vocab_size, num_ranks)), _VOCABULARY_SLICE)
+    piece = min(prompts * work.most_through, max(work.lengths.longest, GPU_CHUNK))
+    trunk = 0 if work.positions == "all" else prompts * work.lengths.longest
+    rows = work.rows_read * prompts
     return RankMemory(
         weights=item * max(params_by_rank(sizes, num_ranks)),
-        directions=item * facts.num_layers * work.num_branches * facts.hidden_size,
-        stream=tokens * item * 4 * facts.hidden_size,
-        block=tokens * _block_bytes(sizes, item, num_ranks),
-        kv=tokens * item * 2 * kv_heads * facts.head_dim,
+        directions=item * len(work.layers) * (work.num_branches + 1) * facts.hidden_size,
+        stream=held * item * facts.hidden_size,
+        block=piece * token_bytes(sizes, dtype, num_ranks),
+        kv=trunk * item * 2 * kv_heads * facts.head_dim,
         readout=4 * (vocabulary * facts.hidden_size + rows * (2 * vocabulary + 8 * facts.hidden_size)),
     )
 
 
 def tokens_at_once(work: Workload) -> int:
-    """Tokens that must go through the last block at once: the longest prompt with all its branches, or the study's own
-    budget where that is more and a batch fills it."""
-    least = work.rows_per_prompt * work.lengths.longest
-    return max(least, min(work.token_budget, work.batch_size * least))
+    """Tokens, of all rows, held at once: one prompt with all its branches, or the study's own budget where that is more
+    and a batch fills it."""
+    return max(work.most_held, min(work.token_budget, work.batch_size * work.most_held))
 
 
 def token_bytes(sizes: ModelSizes, dtype: Literal["float32", "bfloat16"], num_ranks: int) -> int:
-    """Bytes alive for each token that goes through a block."""
+    """Bytes alive for each token of a piece that goes through a block, beside the stream itself."""
     item = ITEM_BYTES[dtype]
-    return item * 4 * sizes.facts.hidden_size + _block_bytes(sizes, item, num_ranks)
+    return item * 2 * sizes.facts.hidden_size + _block_bytes(sizes, item, num_ranks)
 
 
 def _block_bytes(sizes: ModelSizes, item: int, num_ranks: int) -> int:
@@ -116,7 +122,8 @@ def _block_bytes(sizes: ModelSizes, item: int, num_ranks: int) -> int:
     heads, kv_heads = rank_heads(facts, num_ranks)
     queries, keys = heads * facts.head_dim, kv_heads * facts.head_dim
     parts = [
-        max(5 * queries + 2 * keys, 3 * queries + 4 * keys),
+        3 * queries + 3 * keys,
+        (12 if item == 2 else 8) * queries // item + queries + 2 * keys,
         12 * facts.hidden_size // item,
     ]
     if sizes.num_sparse < facts.num_layers:

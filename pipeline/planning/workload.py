@@ -3,9 +3,11 @@
 Flows in: prompt lengths, the grid, the model's sizes. Flows out: `Workload` (rows at each block) and `Flops`.
 
 The branching sweep appends, at the boundary of each tested layer, one row for each direction and nonzero strength, so
-block b works on 1 + branches * (tested layers whose boundary is at most b) rows of each prompt. A multiplication and an
-addition are two operations. Counted: all matrix products, and attention over the full square of the tokens, as
-`torch.utils.flop_counter` does. Not counted: norms, activations, rotary embedding, softmax, sorting tokens by expert.
+block b works on the unsteered prompt and on branches * (tested layers whose boundary is at most b) rows of the steered
+tokens; the last block makes keys and values of all of them, and the rest of last tokens only. Extraction computes what
+the two sides of a pair share once. A multiplication and an addition are two operations. Counted: all matrix products,
+and attention as queries times keys without regard to causality, as `torch.utils.flop_counter` does. Not counted: norms,
+activations, rotary embedding, softmax, sorting tokens by expert.
 
 Legend: T tokens, H hidden, I width of an MLP or expert, V vocabulary, K experts a token, E experts, D head dimension.
 """
@@ -18,7 +20,7 @@ from typing import Any
 from pipeline.engine.architecture import ArchitectureFacts, architecture_facts
 from pipeline.engine.layout import MLP_GRAIN, even_widths
 from pipeline.planning.lengths import PromptLengths
-from pipeline.protocols import Site
+from pipeline.protocols import Positions, Site
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ class Workload:
     num_branches: int
     site: Site
     batch_size: int  # prompts that travel together
-    token_budget: int  # tokens through a block at once, 0: from the device
+    token_budget: int  # tokens of all rows held at once, 0: from the device
+    positions: Positions = "all"
+    read_site: Site = "resid_post"
 
     def rows_at(self, block: int) -> int:
         """Rows of one prompt that block `block` works on; at `num_layers`, those alive behind the last block."""
@@ -69,8 +73,31 @@ class Workload:
 
     @property
     def row_blocks(self) -> int:
-        """Rows times blocks of one prompt's sweep; `num_layers` would be one plain forward."""
-        return sum(self.rows_at(block) for block in range(self.num_layers))
+        """Rows times blocks of one prompt's sweep, the last block left out; one plain forward has `num_layers` - 1."""
+        return sum(self.rows_at(block) for block in range(self.num_layers - 1))
+
+    def branch_tokens(self, prompt: int) -> int:
+        """Tokens of a branch of test prompt number `prompt`: those that are steered."""
+        lengths = self.lengths
+        return {"all": lengths.test[prompt], "suffix": lengths.suffix[prompt], "last": 1}[self.positions]
+
+    def held_tokens(self, prompt: int) -> int:
+        """Tokens of test prompt number `prompt` and all its branches: the most held at once."""
+        return self.lengths.test[prompt] + (self.rows_per_prompt - 1) * self.branch_tokens(prompt)
+
+    @property
+    def most_through(self) -> int:
+        """The most tokens of one prompt that go through a whole block together: its own, or its branches'. (The last
+        block sees more, but makes little of them.)"""
+        branches = self.rows_at(max(0, self.num_layers - 2)) - 1
+        return max(
+            max(length, branches * self.branch_tokens(prompt)) for prompt, length in enumerate(self.lengths.test)
+        )
+
+    @property
+    def most_held(self) -> int:
+        """The most that one prompt takes: what must be held for no prompt to be taken in several passes."""
+        return max(self.held_tokens(prompt) for prompt in range(len(self.lengths.test)))
 
 
 @dataclass(frozen=True)
@@ -91,26 +118,37 @@ class Flops:
 
 def sweep_flops(sizes: ModelSizes, work: Workload, num_ranks: int = 1) -> Flops:
     """Of scoring the whole grid, on the rank that has most to do (all of it with one rank)."""
-    tokens = sum(work.lengths.test)
-    squares = sum(length**2 for length in work.lengths.test)
+    keys_values, rest = _key_value(sizes, num_ranks), _mean_block(sizes, num_ranks)
+    rest -= keys_values
+    rows = work.rows_per_prompt
+    blocks = attention = 0.0
+    for prompt, length in enumerate(work.lengths.test):
+        own = work.branch_tokens(prompt)
+        before_last = (work.num_layers - 1) * length + (work.row_blocks - work.num_layers + 1) * own
+        blocks += before_last * (keys_values + rest)
+        blocks += work.held_tokens(prompt) * keys_values + rows * rest
+        attention += before_last * length + rows * length
     head = 2.0 * sizes.facts.hidden_size * (max(even_widths(sizes.facts.vocab_size, num_ranks)) + 2)
     return Flops(
-        blocks=tokens * work.row_blocks * _mean_block(sizes, num_ranks),
-        attention=squares * work.row_blocks * _attention(sizes, num_ranks),
+        blocks=blocks,
+        attention=attention * _attention(sizes, num_ranks),
         head=len(work.lengths.test) * work.rows_read * head,
     )
 
 
 def extract_flops(sizes: ModelSizes, work: Workload, num_ranks: int = 1) -> Flops:
-    """Of reading both sides of every pair through all blocks; no head."""
-    tokens = sum(work.lengths.train)
-    squares = sum(length**2 for length in work.lengths.train)
-    num_layers = sizes.facts.num_layers
-    return Flops(
-        blocks=tokens * num_layers * _mean_block(sizes, num_ranks),
-        attention=squares * num_layers * _attention(sizes, num_ranks),
-        head=0.0,
-    )
+    """Of reading both sides of every pair, the tokens they share once; no head. The last block is not run for
+    `resid_pre`; for `resid_post` it makes keys and values of all tokens, and the rest of those that are read."""
+    keys_values, whole = _key_value(sizes, num_ranks), _mean_block(sizes, num_ranks)
+    blocks = attention = 0.0
+    for length in work.lengths.train[::2]:
+        shared, own = length - work.lengths.answer, 2 * work.lengths.answer
+        blocks += (work.num_layers - 1) * (shared + own) * whole
+        attention += (work.num_layers - 1) * (shared * shared + own * length)
+        if work.read_site == "resid_post":
+            blocks += (shared + own) * keys_values + 2 * (whole - keys_values)
+            attention += 2 * length
+    return Flops(blocks, attention * _attention(sizes, num_ranks), head=0.0)
 
 
 def rank_heads(facts: ArchitectureFacts, num_ranks: int) -> tuple[int, int]:
@@ -120,9 +158,14 @@ def rank_heads(facts: ArchitectureFacts, num_ranks: int) -> tuple[int, int]:
 
 
 def _attention(sizes: ModelSizes, num_ranks: int) -> float:
-    """Operations of one row and block a square of its tokens: scores, and their product with the values."""
+    """Operations of one query and key in one block: a score, and the product with the value."""
     heads, _ = rank_heads(sizes.facts, num_ranks)
     return 4.0 * heads * sizes.facts.head_dim
+
+
+def _key_value(sizes: ModelSizes, num_ranks: int) -> float:
+    """Operations of the keys and values of one token in one block."""
+    return 4.0 * sizes.facts.hidden_size * sizes.facts.head_dim * rank_heads(sizes.facts, num_ranks)[1]
 
 
 def _mean_block(sizes: ModelSizes, num_ranks: int) -> float:

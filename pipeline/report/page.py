@@ -24,6 +24,7 @@ from pipeline.report.definitions import DEFINITIONS
 from pipeline.report.figures import FigureGroup, figure_groups
 from pipeline.report.findings import Findings, find_findings
 from pipeline.report.flags import REASONS, find_flags
+from pipeline.report.numerics import find_numerics
 from pipeline.report.palette import css_variables
 from pipeline.report.sections import Section
 from pipeline.report.svg import Plot, draw_svg, page_svg
@@ -145,6 +146,7 @@ def build_page(con: duckdb.DuckDBPyConnection, sections: Sequence[Section], note
         notes=notes,
         runs=_runs(con, sections),
         models=_models(con, sections),
+        numerics=find_numerics(con, list(dict.fromkeys(section.run for section in sections))),
         definitions=DEFINITIONS,
         reasons=REASONS,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

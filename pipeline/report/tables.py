@@ -24,6 +24,7 @@ MAX_ROWS = 300
 _PERCENT = ("depth", "avg_depth", "wrong_way_share")
 _MASSES = ("median_choice_mass", "lowest_choice_mass")
 _COUNTS = ("num_params", "num_active_params")
+_SMALL = ("deviation",)
 
 PAGE_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "model": (
@@ -141,6 +142,8 @@ def page_cell(column: str, value: Any) -> Cell:
         return Cell(f"{number:.2f}" if number >= 0.01 else f"{number:.0e}".replace("e-0", "e-"), number)
     if column in _COUNTS:
         return Cell(_large(number), number)
+    if column in _SMALL:
+        return Cell(small(number), number)
     return Cell(f"{value:,}" if isinstance(value, int) else two_decimals(number), number)
 
 
@@ -148,6 +151,11 @@ def two_decimals(number: float) -> str:
     """Rounded, without a minus sign before zero."""
     text = f"{number:.2f}"
     return "0.00" if text == "-0.00" else text
+
+
+def small(number: float) -> str:
+    """Two significant digits below 1, two decimals above."""
+    return f"{number:.2g}" if abs(number) < 1 else two_decimals(number)
 
 
 def percent(share: float) -> str:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.engine.extract import compute_vectors, read_activations
+from pipeline.engine.extract import compute_vectors, find_families, read_activations
 from pipeline.engine.model import load_model
-from pipeline.engine.tokens import PromptEncoder
+from pipeline.engine.stream import record
+from pipeline.engine.tokens import EncodedAnswer, PromptEncoder
 from pipeline.errors import ActivationError
 from pipeline.prompts import Concept, read_split
 from pipeline.protocols import load_protocol
@@ -44,6 +45,44 @@ def test_activations_do_not_depend_on_batch_or_padding(model, prompts):
     together = read_activations(model, rows, "resid_post", budget=10**9)
     alone = read_activations(model, rows, "resid_post", budget=1)
     np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_the_two_sides_of_a_pair_share_their_question(model, prompts, monkeypatch):
+    """Equal to a forward of each row alone, in half the tokens."""
+    rows = encode(model, prompts)
+    families = find_families([row.ids for row in rows])
+    assert len(families) == len(prompts)
+    assert all(len(family.members) == 2 and family.prefix == len(family.ids[0]) - 1 for family in families)
+    together = read_activations(model, rows, "resid_post")
+    alone = np.concatenate([read_activations(model, [row], "resid_post") for row in rows])
+    np.testing.assert_allclose(together, alone, atol=2e-5)
+
+
+def test_rows_find_the_others_they_share_most_tokens_with():
+    rows = [(1, 2, 3, 4, 5), (9, 9), (1, 2, 3, 4, 6, 7), (1, 2, 3, 4), (1, 9), (9, 9), (8,)]
+    families = {family.members: family.prefix for family in find_families(rows)}
+    assert families == {(3, 0, 2): 3, (4,): 0, (8 - 2,): 0, (1, 5): 1}
+
+
+def test_rows_of_any_lengths_and_reads_share_and_do_not_share(model):
+    generator = np.random.default_rng(0)
+    stem = generator.integers(5, 200, 12).tolist()
+    ids = [
+        stem,
+        [*stem[:9], 7, 8, 9, 10],
+        stem[:10],
+        [7, 8],
+        [*stem, 3, 4],
+        generator.integers(5, 200, 6).tolist(),
+        [9],
+    ]
+    rows = [EncodedAnswer(tuple(row), read) for row in ids for read in {0, len(row) // 2, len(row) - 1}]
+    found = read_activations(model, rows, "resid_post")
+    for row, activation in zip(rows, found, strict=True):
+        with torch.inference_mode(), record(model, range(model.num_layers)) as seen:
+            model.hf(torch.tensor([row.ids]))
+        for layer in range(model.num_layers):
+            np.testing.assert_allclose(activation[layer], seen[layer][0, row.read].numpy(), atol=1e-4)
 
 
 @pytest.mark.parametrize("protocol", ["caa", "published"])

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
+import torch
 
+from pipeline.engine import batching
 from pipeline.engine.sweep import SweepGrid, sweep, sweep_naive
 from pipeline.engine.tokens import PromptEncoder
 from pipeline.errors import ActivationError, InterventionError
+
+module = importlib.import_module("pipeline.engine.sweep")  # the package's own `sweep` is the function
 
 TEXTS = [
     "Would you?\n\nChoices:\n (A) yes\n (B) no",
@@ -49,12 +55,43 @@ def test_branching_equals_one_forward_per_layer_and_strength(model, encoder, pro
     assert np.abs(slow.logits[:, :, :, 0] - slow.logits[:, :, :, 1]).max() > 0.1  # steering did something
 
 
-def test_scores_do_not_depend_on_batch_or_padding(model, encoder, prompts):
-    grid, directions = make_grid(model), make_directions(model)
+@pytest.mark.parametrize("positions", ["all", "suffix", "last"])
+@pytest.mark.parametrize("chunk", [1, 30, 10**6])
+def test_scores_do_not_depend_on_what_is_held_or_passed_at_once(model, encoder, prompts, positions, chunk, monkeypatch):
+    """`budget` 1 takes one prompt and one point of its grid at a time, so that every pass has a trunk of its own."""
+    grid, directions = make_grid(model, positions), make_directions(model)
     together = sweep(model, prompts, directions, encoder.answer_ids, grid, budget=10**9)
-    alone = sweep(model, prompts, directions, encoder.answer_ids, grid, budget=1)
-    np.testing.assert_allclose(together.logits, alone.logits, atol=1e-5, rtol=0)
-    np.testing.assert_allclose(together.logsumexp, alone.logsumexp, atol=1e-5, rtol=0)
+    monkeypatch.setattr(batching, "CPU_CHUNK", chunk)
+    for budget in (1, 100, 10**9):
+        other = sweep(model, prompts, directions, encoder.answer_ids, grid, budget=budget)
+        np.testing.assert_allclose(together.logits, other.logits, atol=2e-5, rtol=0)
+        np.testing.assert_allclose(together.logsumexp, other.logsumexp, atol=2e-5, rtol=0)
+
+
+def test_a_sweep_that_runs_out_of_memory_goes_on_with_less(model, encoder, prompts, monkeypatch):
+    grid, directions = make_grid(model), make_directions(model)
+    expected = sweep(model, prompts, directions, encoder.answer_ids, grid)
+    passes = []
+    real = module._branch
+
+    def scarce(model, group, points, steps, grid, answers, chunk):
+        held = sum(len(prompt.ids) for prompt in group) * (1 + len(points))
+        passes.append(held)
+        if held > 500:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(model, group, points, steps, grid, answers, chunk)
+
+    monkeypatch.setattr(module, "_branch", scarce)
+    found = sweep(model, prompts, directions, encoder.answer_ids, grid)
+    assert max(passes) > 500 >= passes[-1]
+    np.testing.assert_allclose(found.logits, expected.logits, atol=2e-5, rtol=0)
+
+
+def test_a_prompt_alone_and_no_prompt_at_all_are_swept(model, encoder, prompts):
+    grid, directions = make_grid(model), make_directions(model)
+    one = sweep(model, prompts[:1], directions, encoder.answer_ids, grid)
+    assert one.logits.shape[0] == 1
+    assert sweep(model, [], directions, encoder.answer_ids, grid).logits.shape[0] == 0
 
 
 def test_every_batch_row_is_steered(model, encoder, prompts):

@@ -55,4 +55,5 @@ def make_work(
 ) -> Workload:
     values = {"num_branches": 2, "site": "resid_post", "batch_size": 32, "token_budget": 0, **changes}
     tested = tuple(range(num_layers // 3, num_layers)) if layers is None else layers
-    return Workload(PromptLengths(train, test, True), num_layers, tested, **values)
+    suffix = tuple(min(8, length) for length in test)
+    return Workload(PromptLengths(train, test, suffix, 1, True), num_layers, tested, **values)

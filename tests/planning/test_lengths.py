@@ -22,7 +22,10 @@ def test_counts_are_those_of_the_encoder(dense_checkpoint, tmp_path, answer_form
     found = prompt_lengths(train, test, answer_form, read_position, folder)
     assert found.exact
     assert found.test == tuple(len(encoder.prompt(p.text).ids) for p in test)
+    assert found.suffix == tuple(len(e.ids) - e.suffix_start for e in (encoder.prompt(p.text) for p in test))
     sides = [encoder.answered(p.text, side, read_position) for p in train for side in (p.matching, p.other)]
+    shared = [a.ids[: -found.answer] == b.ids[: -found.answer] for a, b in zip(sides[::2], sides[1::2], strict=True)]
+    assert all(shared)
     assert found.train == tuple(len(side.ids) for side in sides)
 
 
@@ -37,5 +40,6 @@ def test_counts_and_estimates_under_the_genuine_tokenizer():
     assert exact.test[:50] == tuple(len(encoder.prompt(p.text).ids) for p in test[:50])
     assert exact.train[0] == len(encoder.answered(train[0].text, train[0].matching, "answer_close").ids)
     assert not guessed.exact
+    assert set(guessed.suffix) == set(exact.suffix)
     assert sum(guessed.test) == pytest.approx(sum(exact.test), rel=0.02)
     assert max(abs(a - b) / b for a, b in zip(guessed.test, exact.test, strict=True)) < 0.17

@@ -38,6 +38,10 @@ class Plan:
     started: datetime = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
     position_bias: float = 0.0
     log_choice_mass: float = -0.1
+    dtype: str | None = "float32"
+    fingerprint: str | None = None
+    shift: float = 0.0
+    """Added to every prompt's effect at every layer."""
 
 
 def publish(root: Path, plan: Plan, seed: int = 0) -> Path:
@@ -50,7 +54,8 @@ def publish(root: Path, plan: Plan, seed: int = 0) -> Path:
     for m, model in enumerate(plan.models):
         facts = _row("models", path="here", architecture="dense" if m % 2 else "moe", method=plan.method,
                      lineage="read in a paper", num_layers=plan.num_layers, hidden_size=plan.width,
-                     num_params=10**9 * (m + 1), num_active_params=10**9, num_experts=0, dtype="float32",
+                     num_params=10**9 * (m + 1), num_active_params=10**9, num_experts=0, dtype=plan.dtype,
+                     fingerprint=plan.fingerprint and f"{plan.fingerprint}-{m}",
                      config="{}")  # fmt: skip
         _put(wh, "models", facts, plan.run, "model", model=model)
         for c, concept in enumerate(plan.concepts):
@@ -97,6 +102,7 @@ def _scores(plan: Plan, rng: np.random.Generator, peak: float, at: int, control:
     shape = (len(layers), len(strengths), num_prompts)
     noise = rng.normal(scale=0.3, size=shape) * (strengths != 0)[None, :, None]
     difference = base + effect[:, None, None] * np.tanh(strengths)[None, :, None] / 2 + noise
+    difference += plan.shift / 2 * np.sign(strengths)[None, :, None]
     other = np.zeros(shape)
     total = np.logaddexp(difference, other) - plan.log_choice_mass
     layer, strength, prompt = np.meshgrid(layers, strengths, np.arange(num_prompts), indexing="ij")

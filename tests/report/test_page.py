@@ -65,7 +65,8 @@ def test_it_has_every_part(page: Page) -> None:
     wanted = [
         "Steerability", "synthetic", "Findings", "Tables", "What to doubt", "Models by concepts", "Effect by depth",
         "Against random vectors", "Dose and response", "Prompt by prompt", "Cosines between concepts",
-        "Cosine with the next layer's vector", "Size of the vectors", "Provenance", "Definitions",
+        "Cosine with the next layer's vector", "Size of the vectors", "Numerics", "Provenance",
+        "Definitions",
     ]  # fmt: skip
     assert [each for each in wanted if each not in headings] == []
     captions = page.texts["caption"]

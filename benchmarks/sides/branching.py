@@ -1,0 +1,41 @@
+"""This project's own side: one unsteered pass a prompt, steered copies branching off at each tested layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.sides.workload import Workload
+from pipeline.engine.extract import pair_moments, read_activations
+from pipeline.engine.sweep import SweepGrid, sweep
+from pipeline.protocols import Positions
+
+
+class Branching:
+    name = "branching"
+    version = version("steerability")
+    mean_difference = True
+    notes = "Batches as the engine chooses them; last-token logits; each answer's logit and the log-sum-exp."
+
+    def extract(self, workload: Workload) -> NDArray[np.float32]:
+        activations = read_activations(workload.model, [*workload.matching, *workload.other], "resid_post")
+        differences, _ = pair_moments(*np.split(activations, 2))
+        return np.asarray(differences.mean, dtype=np.float32)
+
+    def sweep(
+        self,
+        workload: Workload,
+        directions: NDArray[np.float32],
+        layers: Sequence[int],
+        strengths: Sequence[float],
+        positions: Positions = "all",
+    ) -> NDArray[np.float32]:
+        grid = SweepGrid(tuple(layers), tuple(strengths), "resid_post", positions)
+        scores = sweep(workload.model, workload.prompts, directions[None], workload.answer_ids, grid)
+        return scores.logits[:, 0]
+
+
+SIDE = Branching()
