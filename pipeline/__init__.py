@@ -15,6 +15,8 @@ The flow, one line a module:
     exports/         vectors for other tools
     planning/        memory, GPUs, time and cost before anything is started
     run_command      a study file to its tables: what `steer run` and `jobs/` share
+    job_entry        the `steer` command as a Ray job runs it
+    remote_run       `steer run --address ray://...`: the run is on the cluster, its text here
     cli              the `steer` command
 
 The engine imports neither Ray nor DuckDB; the warehouse imports neither torch nor Ray.

@@ -8,10 +8,9 @@ Heavy packages are imported inside the commands that use them, so that `steer --
 
 from __future__ import annotations
 
-import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,6 +19,8 @@ from rich.markup import escape
 from pipeline.errors import QueryError, UserError
 from pipeline.exports.options import AddSite, ExportFormat
 from pipeline.imports.options import ImportFormat, ImportSplit, OtherLetters
+from pipeline.job_entry import Entry, checked_path
+from pipeline.remote_run import is_remote
 
 app = typer.Typer(
     name="steer",
@@ -56,8 +57,15 @@ class SqlFormat(StrEnum):
     json = "json"
 
 
+class StageChoice(StrEnum):
+    all = "all"
+    extract = "extract"
+    score = "score"
+
+
 @app.command()
 def run(
+    context: typer.Context,
     study: Annotated[Path, typer.Argument(help="The study file (TOML).", metavar="STUDY.toml")],
     warehouse: WarehouseOption = DEFAULT_WAREHOUSE,
     fresh: Annotated[
@@ -76,20 +84,64 @@ def run(
     only: Annotated[
         list[str] | None, typer.Option("--only", help="Run this model of the study alone. Repeatable.", metavar="MODEL")
     ] = None,
+    stage: Annotated[
+        StageChoice, typer.Option("--stage", help="extract: vectors alone; score: scores alone, from vectors there.")
+    ] = StageChoice.all,
     address: Annotated[
-        str | None, typer.Option(help="A running Ray cluster (auto, ray://...); without it Ray starts here.")
+        str | None,
+        typer.Option(
+            help="A running Ray cluster: auto (the one of this machine), or ray://HOST:10001 (the current folder "
+            "travels there; the warehouse is a path there). Without it Ray starts here."
+        ),
     ] = None,
 ) -> None:
     """Run a study: vectors from the train prompts, the sweep on the test prompts, tables at the end.
 
     Finished parts are kept whenever it stops; run the same command again to go on.
     """
-    from pipeline.run_command import run_to_tables
+    entry = context.find_object(Entry) or Entry.of_command()
+    options: dict[str, Any] = {
+        "fresh": fresh,
+        "overrides": set_ or [],
+        "only": only or [],
+        "stage": stage.value,
+        "again": entry.again,
+    }
+    if address is not None and is_remote(address):
+        from pipeline.remote_run import run_remotely
 
-    code = run_to_tables(
-        study, warehouse, fresh=fresh, overrides=set_ or [], only=only or [], address=address, out=out, err=err
-    )
+        there = checked_path(Entry(entry.again, in_copy=True), warehouse, "--warehouse")
+        code = run_remotely(address, study, warehouse_dir=there, out=out, err=err, **options)
+    else:
+        from pipeline.run_command import run_to_tables
+
+        warehouse = checked_path(entry, warehouse, "--warehouse")
+        code = run_to_tables(study, warehouse, address=address, out=out, err=err, **options)
     raise typer.Exit(code)
+
+
+@app.command()
+def status(
+    warehouse: WarehouseOption = DEFAULT_WAREHOUSE,
+    run_: Annotated[str | None, typer.Option("--run", help="This run alone.", metavar="RUN")] = None,
+    format_: Annotated[SqlFormat, typer.Option("--format", help="csv and json keep all digits.")] = SqlFormat.table,
+) -> None:
+    """Say for each model and concept what is done, running, failed (and why), and what a resume would cost."""
+    from pipeline.warehouse import format as formats
+    from pipeline.warehouse.manifest import Warehouse
+    from pipeline.warehouse.status import as_result, cost_line, resume_hint
+    from pipeline.warehouse.status import status as status_of
+
+    rows = status_of(Warehouse.open(warehouse), run_)
+    if format_ is SqlFormat.json:
+        print(formats.as_json(as_result(rows)), end="")
+    elif format_ is SqlFormat.csv:
+        print(formats.as_csv(as_result(rows)), end="")
+    else:
+        out.print(formats.as_rich(as_result(rows)))
+        for line in (cost_line(rows), resume_hint(rows, warehouse)):
+            if line:
+                out.print(escape(line), highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -367,10 +419,14 @@ def doctor(
     raise typer.Exit(1 if worst is Status.fail else 0)
 
 
-def main() -> None:
-    """Entry point: a UserError becomes one message on stderr and exit code 2."""
+def main(arguments: list[str] | None = None, entry: Entry | None = None) -> int:
+    """Entry point: the exit code of `steer` with `arguments` (default: those of the process). A UserError becomes one
+    message on stderr and exit code 2; `entry` says how the command was started, where it was not typed."""
     try:
-        app()
+        app(args=arguments, obj=entry)
     except UserError as error:
         err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(2)
+        return 2
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    return 0

@@ -37,6 +37,8 @@ def read_toml(file: Path) -> dict[str, Any]:
         raise StudyError(f"{file} is a folder; give the path of a .toml file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise StudyError(f"{file} is not valid TOML: {error}") from error
+    except (OSError, ValueError) as error:  # no right to read it, or a path that no file can have
+        raise StudyError(f"{str(file)!r} cannot be read ({error}); give the path of a .toml file") from error
 
 
 def parse_config(kind: type[C], values: dict[str, Any], where: str) -> C:

@@ -156,7 +156,7 @@ def _ray() -> Check:
     try:
         with running_ray() as size:
             seconds = time.perf_counter() - started
-            found = f"started in {seconds:.0f} s with {size.num_cpus:g} CPU(s), {size.num_gpus:g} GPU(s)"
+            found = f"started in {seconds:.0f} s with {size.total('CPU'):g} CPU(s), {size.total('GPU'):g} GPU(s)"
     except Exception as error:
         fix = "see the message; `ray stop` ends a Ray that was left over"
         return Check("ray", Status.fail, f"does not start ({type(error).__name__}: {error})", fix)

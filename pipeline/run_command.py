@@ -1,29 +1,32 @@
-"""`steer run` and `jobs/run_study.py`: a study file in, progress while it runs, tables at the end.
+"""`steer run` and the scripts of `jobs/`: a study file in, progress while it runs, tables at the end.
 
 Flows in: a study file and options. Flows out: a filled warehouse, what was done and where the time went, the tables,
-and an exit code. The two entries share this function, so a job on a cluster and a run on a laptop are the same run.
+last of all what is not done and how to go on, and an exit code. All entries share this function, so a job on a cluster
+and a run on a laptop are the same run.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.errors import StudyError
+from pipeline.errors import StudyError, UserError
 from pipeline.study import Study, load_study
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from pipeline.stages.study_run import Progress, RunSummary
+    from pipeline.engine.weights import WeightTraffic
+    from pipeline.stages.study_run import Progress, RunSummary, StageTime
 
 _WIDE_ENOUGH = 110  # characters; the widest brief table is 107
 
@@ -38,15 +41,18 @@ def run_to_tables(
     address: str | None,
     out: Console,
     err: Console,
+    stage: Literal["all", "extract", "score"] = "all",
+    again: str = "the same command",
 ) -> int:
-    """Run the study and print its tables. Returns 0 if all is done, 1 if a model failed, 130 if interrupted.
+    """Run the study, or one `stage` of it, and print its tables. Returns 0 if all that was asked for is done, 1 if a
+    model failed, 130 if interrupted. `again` is the command that goes on.
 
     Raises a UserError for input that is wrong; nothing in the warehouse has changed then.
     """
     study = _only(load_study(study_file, list(overrides)), only)
     with err.status("Checking prompts, checkpoints and tokenizers"):
         from pipeline.stages.study_plan import plan_study
-        from pipeline.stages.study_run import run_study
+        from pipeline.stages.study_run import STAGES, RunSummary, run_study
         from pipeline.warehouse.manifest import Warehouse
 
         plan = plan_study(study)
@@ -57,17 +63,26 @@ def run_to_tables(
         highlight=False,
         soft_wrap=True,
     )
+    summary = RunSummary(study.run_id)
+    stages = STAGES if stage == "all" else (stage,)
     try:
         with _native_messages_to(warehouse.root / "logs" / f"{study.run_id}.log"), _Display(err) as display:
-            summary = run_study(plan, warehouse, fresh=fresh, address=address, report=display.show)
+            run_study(plan, warehouse, fresh, address, display.show, stages, summary)
     except KeyboardInterrupt:
-        err.print("interrupted; what was finished is kept, run the same command again to go on")
+        _print_end(summary, warehouse.root, f"interrupted; what was finished is kept; to go on: {again}", err)
         return 130
+    except UserError:
+        raise
+    except Exception:
+        traceback.print_exc()
+        _print_end(summary, warehouse.root, f"broke off (above); what was finished is kept; to go on: {again}", err)
+        return 1
     _print_summary(summary, err)
-    _print_tables(warehouse.root, study.run_id, out)
-    for model, error in summary.failures.items():
-        err.print(f"[bold red]failed:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        err.print(f"  {model} is incomplete; mend this and run the same command again", highlight=False)
+    if any(key.stage == "score" for key in (*summary.computed, *summary.skipped)):
+        _print_tables(warehouse.root, study.run_id, out)
+        out.file.flush()  # a job's log takes both streams: the tables belong before the last lines
+    mended = f"mend this, then go on with: {again}"
+    _print_end(summary, warehouse.root, mended if summary.failures else "", err)
     return 1 if summary.failures else 0
 
 
@@ -148,6 +163,34 @@ def _print_summary(summary: RunSummary, err: Console) -> None:
     for each in summary.times:
         table.add_row(each.model, each.stage, str(each.num_prompts), f"{each.start_up:.1f}", f"{each.work:.1f}")
     err.print(table)
+    for each in summary.times:
+        if each.weights is not None:
+            err.print(_weights_line(each, each.weights), highlight=False, soft_wrap=True)
+
+
+def _weights_line(time: StageTime, weights: WeightTraffic) -> str:
+    """What of an offloaded model's weights passed in one stage."""
+    read, model = (f"{number / 1e9:.3g} GB" for number in (weights.bytes_read, weights.model_bytes))
+    return (
+        f"{escape(time.model)}, {time.stage}: {read} of weights read from {weights.place} for a model of {model} "
+        f"({weights.bytes_read / weights.model_bytes:.1f} times), {weights.num_passes} passes, "
+        f"{time.prompts_per_pass:.1f} prompts a pass"
+    )
+
+
+def _print_end(summary: RunSummary, root: Path, how_to_go_on: str, err: Console) -> None:
+    """The last lines: what was done, what was not and why, how to go on."""
+    there = len(summary.wanted) - len(summary.remaining)
+    lines = [f"done: {there} of {len(summary.wanted)} partition(s) are in {root}"]
+    left: dict[tuple[str, str], list[str]] = {}
+    for key in summary.remaining:
+        left.setdefault((key.model or "", key.stage), []).append(key.concept or "")
+    lines += [f"not done: {stage} of {model}: {', '.join(concepts)}" for (model, stage), concepts in left.items()]
+    lines += [f"failed: {error}" if repr(model) in str(error) else f"failed: {model}: {error}"
+              for model, error in summary.failures.items()]  # fmt: skip
+    lines += [how_to_go_on] if how_to_go_on else []
+    for line in lines:
+        err.print(escape(line), highlight=False, soft_wrap=True)
 
 
 def _print_tables(root: Path, run: str, out: Console) -> None:

@@ -14,13 +14,14 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from pipeline.config_file import StrictConfig, parse_config, read_toml
 from pipeline.errors import StudyError
 from pipeline.protocols import Positions, Protocol, StrengthUnit, check_strengths, load_protocol
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+"""Names become folders of the warehouse: no separator, no `..`, nothing hidden."""
 
 
 class StudySection(StrictConfig):
@@ -33,13 +34,29 @@ class StudySection(StrictConfig):
 
 
 class ModelSection(StrictConfig):
-    """`[[models]]`: one checkpoint. `path` is a local folder or a Hugging Face id."""
+    """`[[models]]`: one checkpoint. `path` is a local folder or a Hugging Face id. `accelerator` is the kind of GPU its
+    replicas must run on, by Ray's name ("H100"); any will do where it is left out. `offload` is for a model larger than
+    its device: its blocks' weights lie in CPU memory ("cpu") or in the checkpoint's files ("disk") and pass block by
+    block, so that few and large batches are fast."""
 
     name: Name
     path: str
     tensor_parallel: int = Field(default=1, ge=1)
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     lineage: str | None = None
+    accelerator: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    offload: Literal["none", "cpu", "disk"] = "none"
+
+    @field_validator("offload")
+    @classmethod
+    def _on_one_device(cls, offload: str, info: ValidationInfo) -> str:
+        ranks = info.data.get("tensor_parallel", 1)
+        if offload != "none" and ranks > 1:
+            raise ValueError(
+                f"it streams the weights to one device, and tensor_parallel = {ranks} asks for {ranks}; "
+                "drop one of the two"
+            )
+        return offload
 
 
 class SweepSection(StrictConfig):
@@ -78,7 +95,9 @@ class ClusterSection(StrictConfig):
     by the replicas), and one GPU a rank where `gpus` says so ("auto": if the cluster has any). `batch_size`
     prompts travel together; `token_budget` tokens go through a block at once (0: derived from the device). A replica
     of several ranks is built anew when a rank dies, shows no sign of life for `heartbeat_timeout` seconds, or a batch
-    takes over `rank_timeout` seconds.
+    takes over `rank_timeout` seconds. `gang` says where such a replica's ranks may lie: all on one "node", on several
+    "nodes" (as few as can be), or "auto": on one where a node is large enough or `gpus = "yes"` lets the cluster grow
+    one, else on several. A replica on several waits `reserve_timeout` seconds for the cluster to hold all its ranks.
     """
 
     replicas: int | tuple[int, int] = 1
@@ -86,8 +105,10 @@ class ClusterSection(StrictConfig):
     gpus: Literal["auto", "yes", "no"] = "auto"
     batch_size: int = Field(default=32, ge=1)
     token_budget: int = Field(default=0, ge=0)
+    gang: Literal["auto", "node", "nodes"] = "auto"
     rank_timeout: float = Field(default=1800.0, gt=0)
     heartbeat_timeout: float = Field(default=60.0, gt=0)
+    reserve_timeout: float = Field(default=3600.0, gt=0)
 
     @field_validator("replicas")
     @classmethod

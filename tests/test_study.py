@@ -61,6 +61,11 @@ def test_layers_can_be_listed_and_must_be_in_the_model(write):
         (GOOD + "[sweep]\nlayers = []\n", r"no layer is listed"),
         (GOOD + "[cluster]\nreplicas = [3, 1]\n", r"needs 1 <= least <= most"),
         (GOOD + '[[models]]\nname = "m"\npath = "y"\n', r"model name 'm' stands twice"),
+        (GOOD + '[[models]]\nname = "n"\npath = "y"\noffload = "gpu"\n', r"'models.1.offload' is 'gpu'"),
+        (
+            GOOD + '[[models]]\nname = "n"\npath = "y"\noffload = "disk"\ntensor_parallel = 2\n',
+            r"'models.1.offload' is 'disk': it streams the weights to one device, and tensor_parallel = 2 asks for 2; drop",
+        ),
         (GOOD.replace("[study]", "[study]\nprotocol = 'mine'"), r"no protocol 'mine'; shipped: caa, published"),
         ("[study\n", r"study\.toml is not valid TOML"),
     ],

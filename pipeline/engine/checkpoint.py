@@ -128,7 +128,11 @@ def _shards(path: Path) -> list[Path]:
         weight_map = _read_json(index_file).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"{index_file} has no weight_map; fetch the checkpoint again")
-        shards = [path / name for name in sorted(set(weight_map.values()))]
+        names = sorted({str(name) for name in weight_map.values()})
+        outside = [name for name in names if Path(name).name != name]
+        if outside:
+            raise CheckpointError(f"{index_file} names {outside[0]!r}, which is no file of that folder; fetch it again")
+        shards = [path / name for name in names]
         missing = [shard.name for shard in shards if not shard.is_file()]
         if missing:
             raise CheckpointError(

@@ -6,6 +6,10 @@
     reduce      activations -> moments -> steering vectors, merged block by block
     write       scores -> Parquet files, not yet visible
     pools       how many actors of what size; Ray's own settings
+    gang        the ranks that hold one model together, as processes of an actor (child_ranks) or as actors over nodes
+                (node_ranks); each is a `rank`, and `losses` is how one that is gone is noticed
+    telemetry   Ray metrics, and a JSON line a batch in an actor's log
+    partition_work  what a model, concept and stage send through a model, by count
     study_run   one study from start to end: what is missing is computed, published, summed up
 
 Stages before `pools` know nothing of Ray: they are callables from an Arrow table to an Arrow table, tested as such.

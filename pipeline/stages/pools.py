@@ -12,14 +12,17 @@ Ray start a process for every block at once, so those stages also say how many t
 from __future__ import annotations
 
 import logging
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.errors import StudyError
 from pipeline.study import ClusterSection
+
+_T = TypeVar("_T")
 
 _SIDE_CPUS = 0.1  # of one task that tokenises, reduces or writes
 _SPARE_CPUS = 0.5  # left free by model actors for those
@@ -33,11 +36,21 @@ threads took 15 s, and 4 s without spinning."""
 
 @dataclass(frozen=True)
 class ClusterSize:
-    """What the cluster has now."""
+    """What the cluster has now: CPUs and GPUs of each node."""
 
-    num_cpus: float
-    num_gpus: float
-    most_gpus_per_node: float
+    nodes: tuple[Mapping[str, float], ...]
+
+    def total(self, kind: str) -> float:
+        """`kind` ("CPU", "GPU") on all nodes."""
+        return sum(node.get(kind, 0.0) for node in self.nodes)
+
+    def largest(self, kind: str) -> float:
+        """`kind` on the node that has most of it."""
+        return max((node.get(kind, 0.0) for node in self.nodes), default=0.0)
+
+    def gangs(self, kind: str, per_rank: float, num_ranks: int) -> int:
+        """How many gangs fit, each rank on one node."""
+        return sum(int(node.get(kind, 0.0) / per_rank + 1e-6) for node in self.nodes) // num_ranks
 
 
 @contextmanager
@@ -57,9 +70,7 @@ def running_ray(address: str | None = None) -> Iterator[ClusterSize]:
             ray.init(address, runtime_env={"env_vars": WORKER_ENVIRONMENT}, **quiet)
     try:
         _configure_data()
-        resources = ray.cluster_resources()
-        per_node = [node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]]
-        yield ClusterSize(resources.get("CPU", 0.0), resources.get("GPU", 0.0), max(per_node, default=0.0))
+        yield ClusterSize(tuple(node["Resources"] for node in ray.nodes() if node["Alive"]))
     finally:
         if not was_running:
             ray.shutdown()
@@ -78,7 +89,8 @@ def _configure_data() -> None:
 
 @dataclass(frozen=True)
 class Pools:
-    """How the stages of one model are placed. `read` holds arguments of a reader, the others of `map_batches`."""
+    """How the stages of one model are placed. `read` holds arguments of a reader, the others of `map_batches`.
+    `per_rank` is what each rank reserves where a replica may span nodes; None where the pool's actors reserve all."""
 
     read: dict[str, Any]
     tokenise: dict[str, Any]
@@ -86,32 +98,44 @@ class Pools:
     side: dict[str, Any]  # reducing and writing
     device: str
     num_threads: int
+    per_rank: dict[str, float] | None = None
 
 
 def make_pools(cluster: ClusterSection, size: ClusterSize, tensor_parallel: int, model: str) -> Pools:
-    """Place one model's stages. Raises StudyError when the cluster cannot hold one replica."""
+    """Place one model's stages, and have Ray Data wait for as long as its replica may. Raises StudyError when the
+    cluster cannot hold the replica."""
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
-    use_gpu = cluster.gpus == "yes" or (cluster.gpus == "auto" and size.num_gpus > 0)
-    if cluster.gpus == "auto" and use_gpu and tensor_parallel > size.most_gpus_per_node:
-        raise StudyError(
-            f"model {model!r}: tensor_parallel = {tensor_parallel}, but no node has more than "
-            f"{size.most_gpus_per_node:g} GPU(s), and a gang stays on one node; lower it, "
-            "or say gpus = 'yes' where the cluster can grow a larger node"
-        )
     least, most = cluster.replica_range
-    threads = cluster.cpus_per_replica or max(1, int(size.num_cpus) // most)
-    if not use_gpu and threads > size.num_cpus:
-        raise StudyError(
-            f"model {model!r}: cluster.cpus_per_replica is {threads}, but the cluster has {size.num_cpus:g} CPUs; "
-            "lower it"
-        )
-    placed = {"num_gpus": tensor_parallel} if use_gpu else {"num_cpus": max(0.25, threads - _SPARE_CPUS)}
+    use_gpu = cluster.gpus == "yes" or (cluster.gpus == "auto" and size.total("GPU") > 0)
+    kind, can_grow = ("GPU", cluster.gpus == "yes") if use_gpu else ("CPU", False)
+    threads = _threads(cluster, size, tensor_parallel, most)
+    need = tensor_parallel if use_gpu else threads
+    spans = _spans_nodes(cluster, tensor_parallel, need <= size.largest(kind) or can_grow)
+    taken = need if use_gpu else max(0.25, threads - _SPARE_CPUS)
+    per_rank = {kind: math.floor(1e4 * taken / tensor_parallel) / 1e4} if spans else None  # Ray counts in 1/10,000
+    if not can_grow and need > (size.total(kind) if spans else size.largest(kind)):
+        raise StudyError(_too_large(model, tensor_parallel, threads, size, kind, spans))
+    if per_rank and not can_grow:
+        held = size.gangs(kind, per_rank[kind], tensor_parallel)
+        if held < least:
+            raise StudyError(
+                f"model {model!r}: cluster.replicas asks for {least}, but the cluster holds {held} gang(s) of "
+                f"{tensor_parallel} ranks with {per_rank[kind]:g} {kind} each; lower it, or add nodes"
+            )
+        most = min(most, held)
+    if tensor_parallel > 1:
+        _be_patient(2 * cluster.rank_timeout + (cluster.reserve_timeout if spans else 0.0))
+    placed = {"num_gpus": need} if use_gpu else {"num_cpus": taken}
     batch = {"batch_size": cluster.batch_size, "batch_format": "pyarrow"}
     return Pools(
         read={"num_cpus": _SIDE_CPUS, "concurrency": most},
         tokenise={"compute": ActorPoolStrategy(size=1), "num_cpus": _SIDE_CPUS, **batch},
-        model={"compute": ActorPoolStrategy(min_size=least, max_size=most), **placed, **batch},
+        model={
+            "compute": ActorPoolStrategy(min_size=least, max_size=most),
+            **({"num_cpus": 0} if spans else placed),  # its ranks reserve for themselves
+            **batch,
+        },
         side={
             "compute": TaskPoolStrategy(size=most),
             "num_cpus": _SIDE_CPUS,
@@ -120,4 +144,57 @@ def make_pools(cluster: ClusterSection, size: ClusterSize, tensor_parallel: int,
         },
         device="cuda" if use_gpu else "cpu",
         num_threads=max(1, threads // tensor_parallel),
+        per_rank=per_rank,
     )
+
+
+def _be_patient(gang_life: float) -> None:
+    """Let a stage stand still for as long as a gang may take to be lost, rebuilt and lost for good."""
+    import ray.data
+
+    from pipeline.stages.gang import REBUILDS
+
+    context = ray.data.DataContext.get_current()
+    silence = (REBUILDS + 1) * gang_life
+    context.execution_no_progress_timeout_s = max(context.execution_no_progress_timeout_s, silence)
+
+
+def _threads(cluster: ClusterSection, size: ClusterSize, tensor_parallel: int, replicas: int) -> int:
+    """CPUs of a replica; an equal share of all, of one node where it stays on one."""
+    if cluster.cpus_per_replica:
+        return cluster.cpus_per_replica
+    share = int(size.total("CPU")) // replicas
+    if tensor_parallel == 1 or cluster.gang == "node":
+        share = min(share, int(size.largest("CPU")))
+    return max(1, share)
+
+
+def _spans_nodes(cluster: ClusterSection, tensor_parallel: int, fits_node: bool) -> bool:
+    if tensor_parallel == 1 or cluster.gang == "node":
+        return False
+    return cluster.gang == "nodes" or not fits_node
+
+
+def _too_large(model: str, tensor_parallel: int, threads: int, size: ClusterSize, kind: str, spans: bool) -> str:
+    has = f"the cluster has {size.total(kind):g}" if spans else f"no node has more than {size.largest(kind):g}"
+    if kind == "CPU":
+        return f"model {model!r}: cluster.cpus_per_replica is {threads}, but {has} CPUs; lower it"
+    fix = "say gpus = 'yes' where the cluster can grow" if spans or tensor_parallel == 1 else "say gang = 'nodes'"
+    return f"model {model!r}: tensor_parallel = {tensor_parallel}, but {has} GPU(s); lower it, or {fix}"
+
+
+@contextmanager
+def ending_gangs(run: str, pools: Pools, results: Iterator[_T]) -> Iterator[Iterator[_T]]:
+    """`results` of one stage; when the block ends, so does the stage, and what its gangs reserved is free again."""
+    if pools.per_rank is None:
+        yield results
+        return
+    from pipeline.stages.node_ranks import free_reservations, telling_waits
+
+    try:
+        with telling_waits(run):
+            yield results
+    finally:
+        if isinstance(results, Generator):
+            results.close()
+        free_reservations(run)

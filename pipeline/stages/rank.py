@@ -1,11 +1,12 @@
 """One rank of a gang: a process that holds its shard of a model and does what the gang's owner asks.
 
-Flows in: over a pipe from the owner, which model to load and where this rank stands, then one request at a time.
-Flows out: over the same pipe, "ready", then an answer to each request (rank 0's carries the result; all ranks compute
-it in lockstep). A second pipe carries a heartbeat out, a third ends the rank when its owner is gone, whatever it was
-doing: a collective that waits for a dead partner cannot keep it alive.
+Flows in: which model to load and where this rank stands, then one request at a time. Flows out: an outcome of each
+(rank 0's carries the result; all ranks compute it in lockstep). `Rank` is the same whether it runs in an actor
+(`node_ranks`) or, by `main`, in a child process (`child_ranks`).
 
-Run by `gang.Gang` as `python -m pipeline.stages.rank REQUESTS HEARTBEAT LIFELINE` (file descriptors).
+The child is run as `python -m pipeline.stages.rank REQUESTS HEARTBEAT LIFELINE` (file descriptors): the first pipe
+carries requests in and outcomes out, the second a heartbeat out, and the third ends the rank when its owner is gone,
+whatever it was doing: a collective that waits for a dead partner cannot keep it alive.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from pipeline.engine.sharding import RankPlace
 
 HEARTBEAT_SECONDS = 1.0
+
+Outcome = tuple[str, Any]
+"""("done", result), ("refused", the UserError raised) or ("broken", a traceback)."""
 
 
 @dataclass(frozen=True)
@@ -52,37 +56,61 @@ def requests() -> dict[str, Callable[..., Any]]:
     return {"read_activations": read_activations, "sweep": sweep}
 
 
+class Rank:
+    """This process as a rank: the shard it loaded, asked one thing at a time. After an outcome that is not "done" it
+    must end: partners may wait in a collective for it."""
+
+    def __init__(self) -> None:
+        self._spec: RankSpec | None = None
+        self._model: Model | None = None
+
+    def load(self, spec: RankSpec) -> Outcome:
+        """Load this rank's shard."""
+
+        def load_model() -> None:
+            import torch
+
+            from pipeline.engine.sharding import load_rank
+
+            torch.set_num_threads(spec.num_threads)
+            place, timeout = spec.place, spec.timeout
+            self._model = load_rank(spec.checkpoint, spec.dtype, spec.device, spec.name, place, timeout)
+            self._spec = spec
+
+        return _outcome(load_model)
+
+    def answer(self, request: str, args: tuple[Any, ...]) -> Outcome:
+        """What `request` (a name of `requests`) gives; the result is rank 0's to tell."""
+        assert self._spec is not None, "a rank loads before it answers"
+        outcome = _outcome(lambda: requests()[request](self._model, *args))
+        return ("done", None) if outcome[0] == "done" and self._spec.place.rank else outcome
+
+
+def _outcome(step: Callable[[], Any]) -> Outcome:
+    try:
+        return "done", step()
+    except UserError as error:
+        return "refused", error
+    except BaseException:
+        return "broken", traceback.format_exc()
+
+
 def main(arguments: list[str]) -> None:
     """Serve until the owner closes the request pipe."""
     request_fd, heartbeat_fd, lifeline_fd = (int(a) for a in arguments)
     threading.Thread(target=_die_with_owner, args=(lifeline_fd,), daemon=True).start()
     threading.Thread(target=_beat, args=(heartbeat_fd,), daemon=True).start()
     pipe = Connection(request_fd)
-    spec: RankSpec = pipe.recv()
+    rank = Rank()
     try:
-        model = _load(spec)
-        pipe.send(("ready", None))
-        known = requests()
-        while True:
-            name, args = pipe.recv()
-            result = known[name](model, *args)
-            pipe.send(("done", result if spec.place.rank == 0 else None))
+        outcome = rank.load(pipe.recv())
+        while outcome[0] == "done":
+            pipe.send(outcome)
+            outcome = rank.answer(*pipe.recv())
+        pipe.send(outcome)
     except EOFError:
         os._exit(0)  # the owner is done with this gang
-    except UserError as error:
-        pipe.send(("refused", error))
-    except BaseException:
-        pipe.send(("broken", traceback.format_exc()))
     os._exit(1)  # at once: partners may be stuck in a collective that a clean exit would wait for
-
-
-def _load(spec: RankSpec) -> Model:
-    import torch
-
-    from pipeline.engine.sharding import load_rank
-
-    torch.set_num_threads(spec.num_threads)
-    return load_rank(spec.checkpoint, spec.dtype, spec.device, spec.name, spec.place, spec.timeout)
 
 
 def _die_with_owner(lifeline_fd: int) -> None:

@@ -22,19 +22,25 @@ from pipeline.engine.vectors import SteeringVectors
 from pipeline.protocols import AnswerForm, Site, StrengthUnit
 from pipeline.schemas import PAIR_ROWS, SCORES, TOKEN_ROWS, activation_rows, require_columns
 from pipeline.stages.gang import Gang, ReplicaSpec
+from pipeline.stages.partition_work import EXTRACT_FORWARDS, sweep_forwards
 from pipeline.stages.rank import requests
+from pipeline.stages.telemetry import Telemetry
 from pipeline.stages.tensors import to_column
 
 if TYPE_CHECKING:
     from pipeline.engine.model import Model
+    from pipeline.stages.weight_passes import TrafficWriter
 
 
 class Replica:
     """Base of the two model stages: a model of one rank in this process, or a gang of ranks in processes of their own.
     Either answers the same requests, `rank.requests`."""
 
-    def __init__(self, spec: ReplicaSpec) -> None:
+    def __init__(self, spec: ReplicaSpec, stage: str, passes: TrafficWriter | None = None) -> None:
+        """`passes` is where an offloaded model writes down what of its weights passed."""
         self.spec = spec
+        self._passes = passes
+        self.telemetry = Telemetry(spec.name, stage)
         self._model: Model | None = None
         self._gang: Gang | None = None
 
@@ -45,8 +51,12 @@ class Replica:
                 self._gang = Gang(self.spec)
             return self._gang.ask(request, *args)
         if self._model is None:
-            self._model = self._load()
-        return requests()[request](self._model, *args)
+            with self.telemetry.loading():
+                self._model = self._load()
+        answer = requests()[request](self._model, *args)
+        if self._passes is not None and self._model.traffic is not None:
+            self._passes.write(self._model.traffic)
+        return answer
 
     def _load(self) -> Model:
         import torch
@@ -55,14 +65,16 @@ class Replica:
 
         spec = self.spec
         torch.set_num_threads(spec.num_threads)
-        return with_deepspeed(load_model(spec.checkpoint, spec.dtype, spec.device, spec.name))
+        model = load_model(spec.checkpoint, spec.dtype, spec.device, spec.name, spec.offload)
+        # init_inference puts every parameter onto the device, which an offloaded model does not fit into
+        return model if model.offloaded else with_deepspeed(model)
 
 
 class ExtractActivations(Replica):
     """PAIR_ROWS to activation rows: float32 `[layers, hidden]` at `site`, the two sides of a pair in turn."""
 
-    def __init__(self, spec: ReplicaSpec, site: Site) -> None:
-        super().__init__(spec)
+    def __init__(self, spec: ReplicaSpec, site: Site, passes: TrafficWriter | None = None) -> None:
+        super().__init__(spec, "extract", passes)
         self.site: Site = site
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -74,7 +86,8 @@ class ExtractActivations(Replica):
                 encoded.append(EncodedAnswer(tuple(row[f"ids_{side}"]), row[f"read_{side}"]))
                 keys.append((row["concept"], row["pair"], side))
         names = [f"concept {concept!r}, prompt {pair!r}" for concept, pair, _ in keys]
-        activations = self.ask("read_activations", encoded, self.site, self.spec.token_budget, names)
+        with self.telemetry.batch(len(batch), sum(len(e.ids) for e in encoded), EXTRACT_FORWARDS * len(batch)):
+            activations = self.ask("read_activations", encoded, self.site, self.spec.token_budget, names)
         concepts, pairs, sides = zip(*keys, strict=True)
         columns = [pa.array(concepts), pa.array(pairs), pa.array(sides), to_column(activations)]
         return pa.Table.from_arrays(columns, schema=activation_rows(*activations.shape[1:]))
@@ -95,8 +108,8 @@ class ScoreSpec:
 class ScorePrompts(Replica):
     """TOKEN_ROWS to score rows: SCORES with `concept` and `control` (null for the vector itself)."""
 
-    def __init__(self, spec: ReplicaSpec, score: ScoreSpec) -> None:
-        super().__init__(spec)
+    def __init__(self, spec: ReplicaSpec, score: ScoreSpec, passes: TrafficWriter | None = None) -> None:
+        super().__init__(spec, "score", passes)
         self.score = score
         self._directions: dict[str, np.ndarray] = {}
         self._answer_ids: tuple[int, int] | None = None
@@ -117,15 +130,19 @@ class ScorePrompts(Replica):
         tables = []
         for concept in dict.fromkeys(row["concept"] for row in rows):
             chosen = [row for row in rows if row["concept"] == concept]
-            scores = self.ask(
-                "sweep",
-                [EncodedPrompt(tuple(row["ids"]), row["suffix_start"]) for row in chosen],
-                self.directions(concept),
-                self._answer_ids,
-                self.score.grid,
-                self.spec.token_budget,
-                [f"concept {concept!r}, prompt {row['prompt']!r}" for row in chosen],
-            )
+            directions, grid = self.directions(concept), self.score.grid
+            branches = len(directions) * sum(strength != 0 for strength in grid.strengths)
+            forwards = len(chosen) * sweep_forwards(directions.shape[1], grid.layers, branches, grid.site)
+            with self.telemetry.batch(len(chosen), sum(len(row["ids"]) for row in chosen), forwards):
+                scores = self.ask(
+                    "sweep",
+                    [EncodedPrompt(tuple(row["ids"]), row["suffix_start"]) for row in chosen],
+                    directions,
+                    self._answer_ids,
+                    grid,
+                    self.spec.token_budget,
+                    [f"concept {concept!r}, prompt {row['prompt']!r}" for row in chosen],
+                )
             prompts, matching = [row["prompt"] for row in chosen], [row["matching"] for row in chosen]
             tables.append(score_table(concept, prompts, matching, scores))
         return pa.concat_tables(tables)

@@ -22,6 +22,7 @@ from pipeline.prompts import Concept, Prompt, content_digest, find_concept, read
 from pipeline.registry import Lineage, lineage_of
 from pipeline.schemas import SCHEMA_VERSION
 from pipeline.study import ModelSection, Study
+from pipeline.warehouse.layout import PartitionKey
 
 _ENCODED_AHEAD = 5_000  # prompts a model's tokenizer is tried on before the study starts; more are tried as they stream
 
@@ -110,6 +111,7 @@ def _plan_concepts(study: Study) -> tuple[ConceptPlan, ...]:
     planned: dict[str, ConceptPlan] = {}
     for name in study.file.study.concepts:
         concept = find_concept(name, study.base)
+        PartitionKey(study.run_id, "prompts", concept=concept.name)  # refuses a name that cannot be a folder
         if concept.name in planned:
             raise StudyError(
                 f"study.concepts names {concept.name!r} twice ({concept.folder} and "

@@ -1,7 +1,7 @@
 """One study from start to end: what is missing is computed, published and summed up.
 
-Flows in: a checked `StudyPlan` and a warehouse. Flows out: published partitions (run, model, concept, stage), and a
-`RunSummary` of what was done, what had been done before, and where the time went.
+Flows in: a checked `StudyPlan` and a warehouse. Flows out: published partitions (run, model, concept, stage), events in
+the run's log, and a `RunSummary` of what was done, what had been done before, and where the time went.
 
 A partition is published the moment its last row has arrived, so an interruption loses at most the partitions that
 were under way; running the same command again does the rest.
@@ -13,33 +13,41 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.engine.sweep import SweepGrid
 from pipeline.engine.vectors import SteeringVectors, VectorOrigin
-from pipeline.errors import UserError
+from pipeline.engine.weights import WeightTraffic
+from pipeline.errors import StudyError, UserError, WarehouseError
 from pipeline.provenance import commit, versions
 from pipeline.schemas import MODELS, PROMPTS, RUNS, VECTORS
-from pipeline.stages.gang import ReplicaSpec
-from pipeline.stages.pools import ClusterSize, Pools, make_pools, running_ray
+from pipeline.stages.gang import ReplicaSpec, Reservation
+from pipeline.stages.partition_work import partition_work
+from pipeline.stages.pools import ClusterSize, Pools, ending_gangs, make_pools, running_ray
 from pipeline.stages.reduce import VectorReducer, partial_moments
 from pipeline.stages.replica import ExtractActivations, ScorePrompts, ScoreSpec
 from pipeline.stages.study_plan import ConceptPlan, ModelPlan, StudyPlan, concept_files
 from pipeline.stages.tokenise import TokenisePairs, TokenisePrompts, TokeniseSpec
+from pipeline.stages.weight_passes import TrafficBook, TrafficWriter, prompts_per_batch
 from pipeline.stages.write import WriteScores
 from pipeline.warehouse.lock import run_lock
 from pipeline.warehouse.manifest import DataFile, PartitionKey, Warehouse
+from pipeline.warehouse.run_log import RunLog
 
 if TYPE_CHECKING:
     import ray.data
 
+Stage = Literal["extract", "score"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+_ACCELERATOR = "accelerator_type:"  # what Ray's resource of a kind of GPU begins with
 _SAFETENSORS = ".safetensors"
 _RAY_ADDS = "\nFailed to apply UDF transform"  # what Ray appends to the message of an exception it passes on
 
@@ -57,20 +65,28 @@ class Progress:
 @dataclass(frozen=True)
 class StageTime:
     """Where the time of one model's stage went, in seconds of wall time. `start_up` is from asking for the pool to
-    its first result (processes, imports, weights, first batch), `work` all after that."""
+    its first result (processes, imports, weights, first batch), `work` all after that. `weights` is what of an
+    offloaded model's weights passed, in all its replicas."""
 
     model: str
     stage: str
     num_prompts: int
     start_up: float
     work: float
+    weights: WeightTraffic | None = None
+
+    @property
+    def prompts_per_pass(self) -> float:
+        """Prompts that shared one pass of an offloaded model's weights."""
+        return self.num_prompts / self.weights.num_passes if self.weights and self.weights.num_passes else 0.0
 
 
 @dataclass
 class RunSummary:
-    """What one invocation did. `failures` maps a model to why it is incomplete."""
+    """What one invocation did. `wanted` are the partitions asked for; `failures` maps a model to why it lacks some."""
 
     run: str
+    wanted: list[PartitionKey] = field(default_factory=list)
     seconds: float = 0.0
     start_ray: float = 0.0
     times: list[StageTime] = field(default_factory=list)
@@ -83,6 +99,16 @@ class RunSummary:
         """Prompts that went through a model, extraction and scoring together."""
         return sum(t.num_prompts for t in self.times)
 
+    @property
+    def remaining(self) -> list[PartitionKey]:
+        """Partitions asked for that are not there."""
+        there = {*self.computed, *self.skipped}
+        return [key for key in self.wanted if key not in there]
+
+    def concepts_left(self, model: str, stage: str) -> list[str]:
+        """Concepts of which `stage` of `model` was asked for and is not there."""
+        return [key.concept or "" for key in self.remaining if (key.model, key.stage) == (model, stage)]
+
 
 def run_study(
     plan: StudyPlan,
@@ -90,30 +116,71 @@ def run_study(
     fresh: bool = False,
     address: str | None = None,
     report: Callable[[Progress], None] = lambda _: None,
+    stages: Sequence[Stage] = STAGES,
+    summary: RunSummary | None = None,
 ) -> RunSummary:
-    """Compute what `warehouse` lacks of `plan`; with `fresh`, all of it (each partition is replaced when its new
-    content is whole). Runs on the Ray at `address`, or on one of its own.
+    """Compute what `warehouse` lacks of the `stages` of `plan`; with `fresh`, all of it (each partition is replaced
+    when its new content is whole). Runs on the Ray at `address`, or on one of its own.
 
-    A model that fails with a UserError is put into the summary's `failures` and the others go on; any other
-    exception is ours and is raised.
+    A model that fails with a UserError is put into the summary's `failures` and the others go on; so is one whose
+    vectors are missing where scores alone are asked for. Any other exception is ours and is raised; a `summary` given
+    then says how far it came.
     """
     started = time.perf_counter()
     run = plan.study.run_id
-    summary = RunSummary(run)
+    summary = RunSummary(run) if summary is None else summary
     with run_lock(warehouse.root, run):
         warehouse.sweep(run)
-        todo = _Todo.of(plan, warehouse, fresh, summary)
+        todo = _Todo.of(plan, warehouse, fresh, summary, stages)
         _publish_descriptions(plan, warehouse)
-        if todo.partitions:
-            before_ray = time.perf_counter()
-            with running_ray(address) as size:
-                summary.start_ray = time.perf_counter() - before_ray
-                for model in plan.models:
-                    if todo.of_model(model):
-                        _run_model(plan, model, todo, warehouse, size, summary, report)
+        log = RunLog(warehouse.root, run)
+        with _logged(log, plan, stages, todo, summary):
+            if todo.partitions:
+                before_ray = time.perf_counter()
+                with running_ray(address) as size:
+                    summary.start_ray = time.perf_counter() - before_ray
+                    for model in plan.models:
+                        if todo.of_model(model):
+                            _run_model(plan, model, todo, warehouse, size, summary, report, log)
+            summary.seconds = time.perf_counter() - started
         warehouse.sweep(run)
-    summary.seconds = time.perf_counter() - started
     return summary
+
+
+@contextmanager
+def _logged(log: RunLog, plan: StudyPlan, stages: Sequence[Stage], todo: _Todo, summary: RunSummary) -> Iterator[None]:
+    """The first and the last event of an invocation around its work, however that ends."""
+    planned = []
+    for model in plan.models:
+        for stage in stages:
+            for concept in (c for c in plan.concepts if c.name in summary.concepts_left(model.name, stage)):
+                work = partition_work(plan, model, concept, stage)
+                names = {"stage": stage, "model": model.name, "concept": concept.name}
+                planned.append({**names, "prompts": work.num_prompts, "forwards": round(work.forwards, 3)})
+    log.write("started", stages=list(stages), kept=len(summary.skipped), partitions=planned)
+    refused: dict[str, list[str]] = {}
+    for key in summary.remaining:
+        if key not in todo.partitions:
+            refused.setdefault(key.model or "", []).append(key.concept or "")
+    for name, error in summary.failures.items():  # known before anything runs: no vectors
+        log.write("failed", model=name, stage="score", concepts=refused[name], **_told(error))
+    outcome, reason = "crashed", ""
+    try:
+        yield
+        outcome = "incomplete" if summary.failures else "complete"
+    except KeyboardInterrupt:
+        outcome = "interrupted"
+        raise
+    except BaseException as error:
+        reason = _told(error)["reason"]
+        raise
+    finally:
+        done = len(summary.computed)
+        log.write("ended", outcome=outcome, computed=done, seconds=round(summary.seconds, 3), reason=reason)
+
+
+def _told(error: BaseException) -> dict[str, str]:
+    return {"error": type(error).__name__, "reason": str(error) or type(error).__name__}
 
 
 @dataclass(frozen=True)
@@ -124,20 +191,32 @@ class _Todo:
     partitions: frozenset[PartitionKey]
 
     @classmethod
-    def of(cls, plan: StudyPlan, warehouse: Warehouse, fresh: bool, summary: RunSummary) -> _Todo:
+    def of(
+        cls, plan: StudyPlan, warehouse: Warehouse, fresh: bool, summary: RunSummary, stages: Sequence[Stage]
+    ) -> _Todo:
+        """What is missing of `stages`. Scores that lack their vectors, where those are not asked for, go into the
+        summary's failures and are not among it."""
         run = plan.study.run_id
         wanted: set[PartitionKey] = set()
         for model in plan.models:
+            without_vectors = []
             for concept in plan.concepts:
-                for stage, fingerprint in (
-                    ("extract", plan.extract_fingerprint(model, concept)),
-                    ("score", plan.score_fingerprint(model, concept)),
-                ):
+                fingerprints = {
+                    "extract": plan.extract_fingerprint(model, concept),
+                    "score": plan.score_fingerprint(model, concept),
+                }
+                vectors = PartitionKey(run, "extract", model.name, concept.name)
+                for stage in stages:
                     key = PartitionKey(run, stage, model.name, concept.name)
-                    if fresh or not warehouse.is_complete(key, fingerprint):
+                    summary.wanted.append(key)
+                    if not fresh and warehouse.is_complete(key, fingerprints[stage]):
+                        summary.skipped.append(key)
+                    elif "extract" in stages or warehouse.is_complete(vectors, fingerprints["extract"]):
                         wanted.add(key)
                     else:
-                        summary.skipped.append(key)
+                        without_vectors.append(concept.name)
+            if without_vectors:
+                summary.failures[model.name] = _no_vectors(run, model.name, without_vectors)
         return cls(run, frozenset(wanted))
 
     def of_model(self, model: ModelPlan) -> bool:
@@ -145,6 +224,13 @@ class _Todo:
 
     def concepts(self, plan: StudyPlan, model: ModelPlan, stage: str) -> list[ConceptPlan]:
         return [c for c in plan.concepts if PartitionKey(self.run, stage, model.name, c.name) in self.partitions]
+
+
+def _no_vectors(run: str, model: str, concepts: Sequence[str]) -> WarehouseError:
+    return WarehouseError(
+        f"model {model!r}: run {run} has no steering vectors of {', '.join(concepts)} from these prompts and this "
+        "checkpoint, and scoring needs them; run the study with --stage extract (or all) first"
+    )
 
 
 def _run_model(
@@ -155,11 +241,15 @@ def _run_model(
     size: ClusterSize,
     summary: RunSummary,
     report: Callable[[Progress], None],
+    log: RunLog,
 ) -> None:
     """Extraction, then scoring, of one model; a UserError goes into the summary."""
+    running: Stage = next(stage for stage in STAGES if todo.concepts(plan, model, stage))
     try:
         pools = make_pools(plan.study.file.cluster, size, model.section.tensor_parallel, model.name)
-        stages: Sequence[tuple[str, Callable[..., Iterator[tuple[PartitionKey | None, int]]]]] = (
+        pools = _on_accelerator(pools, model, plan.study.file.cluster.gpus, size)
+        offloaded = model.section.offload != "none"
+        stages: Sequence[tuple[Stage, Callable[..., Iterator[tuple[PartitionKey | None, int]]]]] = (
             ("extract", _extract),
             ("score", _score),
         )
@@ -167,27 +257,72 @@ def _run_model(
             concepts = todo.concepts(plan, model, stage)
             if not concepts:
                 continue
+            running = stage
             total = sum(len(c.train if stage == "extract" else c.test) for c in concepts)
             report(Progress(model.name, stage, 0, total))
+            log.write("stage_started", model=model.name, stage=stage, concepts=[c.name for c in concepts])
             begun = first = time.perf_counter()
             done = 0
-            for key, num_prompts in compute(plan, model, concepts, pools, warehouse):
-                first = time.perf_counter() if not done else first
-                done += num_prompts
-                report(Progress(model.name, stage, done, total))
-                if key is not None:
-                    summary.computed.append(key)
+            book = TrafficBook() if offloaded else None
+            placed = _few_passes(plan, model, stage, total, pools) if offloaded else pools
+            results = compute(plan, model, concepts, placed, warehouse, book.writer() if book else None)
+            with ending_gangs(plan.study.run_id, pools, results) as results:
+                for key, num_prompts in results:
+                    first = time.perf_counter() if not done else first
+                    done += num_prompts
+                    report(Progress(model.name, stage, done, total))
+                    if key is not None:
+                        summary.computed.append(key)
+                        log.write("published", model=model.name, stage=stage, concept=key.concept)
             ended = time.perf_counter()
-            summary.times.append(StageTime(model.name, stage, done, first - begun, ended - first))
+            weights = book.total() if book else None
+            spent = StageTime(model.name, stage, done, first - begun, ended - first, weights)
+            summary.times.append(spent)
+            seconds = {"start_up": round(spent.start_up, 3), "work": round(spent.work, 3)}
+            passed = {"weights": asdict(weights)} if weights else {}
+            log.write("stage_ended", model=model.name, stage=stage, prompts=done, **seconds, **passed)
     except Exception as error:
         cause = user_error_in(error)
+        under_way = {c.name for c in todo.concepts(plan, model, running)}
+        left = [name for name in summary.concepts_left(model.name, running) if name in under_way]
+        log.write("failed", model=model.name, stage=running, concepts=left, **_told(cause or error))
         if cause is None:
             raise
         summary.failures[model.name] = cause
 
 
+def _on_accelerator(pools: Pools, model: ModelPlan, gpus: str, size: ClusterSize) -> Pools:
+    """`pools` with the model's actors on nodes of the kind of GPU it names. Raises StudyError when there is none and
+    none can come."""
+    kind = model.section.accelerator
+    if kind is None or pools.device != "cuda" or pools.per_rank is not None:
+        return pools  # (ranks on several nodes reserve for themselves)
+    if gpus != "yes" and not size.total(f"{_ACCELERATOR}{kind}"):
+        there = sorted(
+            {name.removeprefix(_ACCELERATOR) for node in size.nodes for name in node if _ACCELERATOR in name}
+        )
+        raise StudyError(
+            f"model {model.name!r}: accelerator = {kind!r}, but the cluster has {', '.join(there) or 'no known kind'}; "
+            "change it, or say gpus = 'yes' where the cluster can grow"
+        )
+    return replace(pools, model={**pools.model, "accelerator_type": kind})
+
+
+def _few_passes(plan: StudyPlan, model: ModelPlan, stage: Stage, num_prompts: int, pools: Pools) -> Pools:
+    """`pools` with as many prompts in a batch as an offloaded model's weights should pass for at once."""
+    cluster, facts = plan.study.file.cluster, model.facts
+    activations = 2 * 4 * facts.num_layers * facts.hidden_size if stage == "extract" else 0  # of a pair's two sides
+    size = prompts_per_batch(cluster.batch_size, num_prompts, cluster.replica_range[1], activations)
+    return replace(pools, model={**pools.model, "batch_size": size})
+
+
 def _extract(
-    plan: StudyPlan, model: ModelPlan, concepts: list[ConceptPlan], pools: Pools, warehouse: Warehouse
+    plan: StudyPlan,
+    model: ModelPlan,
+    concepts: list[ConceptPlan],
+    pools: Pools,
+    warehouse: Warehouse,
+    passes: TrafficWriter | None,
 ) -> Iterator[tuple[PartitionKey | None, int]]:
     """Yields, as results arrive, the partition just published (or None) and how many pairs arrived."""
     protocol = plan.study.protocol
@@ -196,7 +331,7 @@ def _extract(
     )
     moments = pairs.map_batches(
         ExtractActivations,
-        fn_constructor_args=(_replica_spec(plan, model, pools), protocol.read_site),
+        fn_constructor_args=(_replica_spec(plan, model, pools), protocol.read_site, passes),
         **pools.model,
     ).map_batches(partial_moments, **pools.side)
     reducer = VectorReducer()
@@ -241,7 +376,12 @@ def _publish_vectors(
 
 
 def _score(
-    plan: StudyPlan, model: ModelPlan, concepts: list[ConceptPlan], pools: Pools, warehouse: Warehouse
+    plan: StudyPlan,
+    model: ModelPlan,
+    concepts: list[ConceptPlan],
+    pools: Pools,
+    warehouse: Warehouse,
+    passes: TrafficWriter | None,
 ) -> Iterator[tuple[PartitionKey | None, int]]:
     """Yields, as files are written, the partition just published (or None) and how many prompts are in them."""
     study, grid = plan.study, plan.study.grid
@@ -258,7 +398,9 @@ def _score(
         .map_batches(
             TokenisePrompts, fn_constructor_args=(_tokenise_spec(plan, model, concepts, "test"),), **pools.tokenise
         )
-        .map_batches(ScorePrompts, fn_constructor_args=(_replica_spec(plan, model, pools), score), **pools.model)
+        .map_batches(
+            ScorePrompts, fn_constructor_args=(_replica_spec(plan, model, pools), score, passes), **pools.model
+        )
         .map_batches(WriteScores(warehouse.root, study.run_id, model.name), **pools.side)
     )
     steered = sum(s != 0 for s in grid.strengths)
@@ -317,9 +459,11 @@ def _replica_spec(plan: StudyPlan, model: ModelPlan, pools: Pools) -> ReplicaSpe
         device=pools.device,
         num_ranks=model.section.tensor_parallel,
         num_threads=pools.num_threads,
+        offload=model.section.offload,
         token_budget=cluster.token_budget,
         timeout=cluster.rank_timeout,
         heartbeat_timeout=cluster.heartbeat_timeout,
+        reservation=Reservation(plan.study.run_id, pools.per_rank, cluster.reserve_timeout) if pools.per_rank else None,
     )
 
 

@@ -4,6 +4,8 @@ Flows in: tables that the stages computed. Flows out: tables and figures with th
 
     layout    names and paths: partition keys, data files, manifest entries
     lock      one writer a run
+    run_log   what a run said of itself: JSON lines
+    status    what is done, running, failed or missing, and what a resume costs
     manifest  writing and exactly-once publishing; what is complete, what is swept
     views     a DuckDB connection with every SQL view of `warehouse/views` over the published files
     checks    the query of each view that must return no rows

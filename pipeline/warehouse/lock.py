@@ -9,12 +9,15 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import WarehouseError
 from pipeline.warehouse.layout import PartitionKey
+
+_ATTEMPTS, _PAUSE = 5, 0.1  # seconds between attempts at the lock
 
 
 @contextmanager
@@ -28,15 +31,33 @@ def run_lock(root: Path, run: str) -> Iterator[None]:
     except OSError as error:
         raise WarehouseError(f"{file} cannot be written ({error.strerror}); check the warehouse's folder") from error
     with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            stream.seek(0)
-            raise WarehouseError(
-                f"run {run} is being written by {stream.read().strip() or 'another process'}; "
-                "wait for it, stop it, or give another --warehouse"
-            ) from error
+        for attempts_left in reversed(range(_ATTEMPTS)):
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if attempts_left:  # it may be `is_held`, which lets go at once
+                    time.sleep(_PAUSE)
+                    continue
+                stream.seek(0)
+                raise WarehouseError(
+                    f"run {run} is being written by {stream.read().strip() or 'another process'}; "
+                    "wait for it, stop it, or give another --warehouse"
+                ) from error
         stream.truncate(0)
         stream.write(f"process {os.getpid()} on {socket.gethostname()}")
         stream.flush()
         yield
+
+
+def is_held(root: Path, run: str) -> bool:
+    """Whether a process writes `run` now. Looks for a moment only, and never makes the lock's file."""
+    file = root / "locks" / f"{PartitionKey(run, 'run').run}.lock"
+    try:
+        with file.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

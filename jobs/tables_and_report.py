@@ -1,0 +1,17 @@
+"""Tables and report of a warehouse as a Ray job: `steer tables`, then `steer report` to `report.html` in the warehouse.
+
+Needs no GPU and starts no Ray work of its own: it is a job only so that it runs where the warehouse is mounted.
+
+    ray job submit --working-dir . -- python jobs/tables_and_report.py --warehouse /shared/results
+"""
+
+import argparse
+from pathlib import Path
+
+from pipeline.job_entry import run_job
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--warehouse", "-w", type=Path, required=True)
+    page = parser.parse_args().warehouse / "report.html"
+    run_job(__file__, ["tables"], ["report", "--output", str(page)])

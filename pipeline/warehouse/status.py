@@ -1,0 +1,160 @@
+"""`steer status`: for each model and concept of a warehouse what is done, running, failed or missing, and what it would
+cost to go on.
+
+Flows in: the manifest (what is complete), the log of each run (what was planned, and why something failed) and the
+run's lock (whether a process writes it now). Flows out: one row a run, model, concept and stage.
+
+States: `done`; `running`; `failed` (with the reason); `interrupted` (its process ended before it was published);
+`to do`; `damaged` (published, but a file is missing or cut short; a resume makes it again). `prompts_left` and
+`forwards_left` are what a resume sends through the model, counted when the run was planned: a forward is one plain
+forward of one row, so the branching sweep of a prompt counts its rows times blocks over the number of blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import WarehouseError
+from pipeline.warehouse.lock import is_held
+from pipeline.warehouse.manifest import ManifestEntry, Warehouse
+from pipeline.warehouse.results import Result
+from pipeline.warehouse.run_log import logged_runs, read_log
+
+STAGES = ("extract", "score")
+_LOST = "its process ended without a word: killed, or its machine was lost"
+
+
+@dataclass(frozen=True)
+class StatusRow:
+    """One partition. Counts are None where no log says them; `since` is when the state was last known to change."""
+
+    run: str
+    model: str
+    concept: str
+    stage: str
+    state: str
+    prompts_left: int | None
+    forwards_left: float | None
+    reason: str
+    since: str
+
+
+@dataclass
+class _Told:
+    """What the log says of one partition."""
+
+    prompts: int
+    forwards: float
+    planned: datetime
+    state: str = "to do"
+    reason: str = ""
+    since: str = ""
+
+
+_Partition = tuple[str, str, str]  # model, concept, stage
+
+
+def status(warehouse: Warehouse, run: str | None = None) -> list[StatusRow]:
+    """Rows of `run`, or of every run, sorted. Raises WarehouseError if there is no such run."""
+    entries = [entry for entry in warehouse.entries(run) if entry.key.stage in STAGES]
+    runs = sorted({entry.key.run for entry in entries} | set(logged_runs(warehouse.root)))
+    if run is not None:
+        if run not in runs:
+            raise WarehouseError(f"no run {run!r} in {warehouse.root}; it has {', '.join(runs) or 'none'}")
+        runs = [run]
+    rows: list[StatusRow] = []
+    for each in runs:
+        told = _told(read_log(warehouse.root, each), is_held(warehouse.root, each))
+        published = {
+            (entry.key.model or "", entry.key.concept or "", entry.key.stage): entry
+            for entry in entries
+            if entry.key.run == each
+        }
+        rows += [
+            _row(each, part, told.get(part), published.get(part), warehouse) for part in sorted({*told, *published})
+        ]
+    return rows
+
+
+def as_result(rows: Sequence[StatusRow]) -> Result:
+    """The rows as a table that `format` knows."""
+    return Result([field.name for field in fields(StatusRow)], [astuple(row) for row in rows])
+
+
+def cost_line(rows: Sequence[StatusRow]) -> str:
+    """In one sentence, what going on would take."""
+    left = [row for row in rows if row.state != "done"]
+    if not left:
+        return "everything that was asked for is done; a resume runs no model"
+    prompts = sum(row.prompts_left or 0 for row in left)
+    forwards = sum(row.forwards_left or 0.0 for row in left)
+    models = len({(row.run, row.model) for row in left})
+    unknown = sum(row.prompts_left is None for row in left)
+    more = f", and {unknown} partition(s) of unknown size" if unknown else ""
+    return (
+        f"{len(left)} of {len(rows)} partition(s) are not done: {prompts} prompts ({forwards:,.0f} forwards) "
+        f"through {models} model(s){more}"
+    )
+
+
+def _row(
+    run: str, part: _Partition, told: _Told | None, entry: ManifestEntry | None, warehouse: Warehouse
+) -> StatusRow:
+    model, concept, stage = part
+    if entry is not None and (told is None or told.state == "done" or entry.created >= told.planned):
+        if warehouse.is_complete(entry.key, entry.fingerprint):
+            return StatusRow(run, model, concept, stage, "done", 0, 0.0, "", entry.created.isoformat())
+        prompts, forwards = (told.prompts, told.forwards) if told else (None, None)
+        reason = "a published file is missing or cut short"
+        return StatusRow(run, model, concept, stage, "damaged", prompts, forwards, reason, entry.created.isoformat())
+    assert told is not None
+    state = "to do" if told.state == "done" else told.state  # it was published once, and has been taken out since
+    reason = told.reason or ("an older result is there, of other inputs" if entry is not None else "")
+    return StatusRow(run, model, concept, stage, state, told.prompts, told.forwards, reason, told.since)
+
+
+def _told(events: list[dict[str, Any]], held: bool) -> dict[_Partition, _Told]:
+    """The last word of the log on each partition. `held` says that a process writes the run now."""
+    told: dict[_Partition, _Told] = {}
+    for event in events:
+        kind, time = event["event"], event["time"]
+        if kind == "started":
+            _close(told, _LOST, time)  # the invocation before this one never said that it ended
+            for p in event["partitions"]:
+                told[p["model"], p["concept"], p["stage"]] = _Told(
+                    p["prompts"], p["forwards"], datetime.fromisoformat(time), since=time
+                )
+        elif kind == "ended":
+            _close(told, event["reason"] or event["outcome"], time)
+        else:
+            state = {"stage_started": "running", "published": "done", "failed": "failed"}.get(kind)
+            named = event.get("concepts", [event.get("concept")])
+            for part in ((event["model"], concept, event["stage"]) for concept in named if state):
+                if part in told:
+                    told[part].state, told[part].since = str(state), time
+                    told[part].reason = event.get("reason", "")
+    if not held:
+        _close(told, _LOST, None)
+    return told
+
+
+def _close(told: dict[_Partition, _Told], reason: str, time: str | None) -> None:
+    for each in told.values():
+        if each.state == "running":
+            each.state, each.reason, each.since = "interrupted", reason, time or each.since
+
+
+def resume_hint(rows: Sequence[StatusRow], root: Path) -> str:
+    """What to do next, empty where nothing is left."""
+    states = {row.state for row in rows}
+    if states <= {"done"}:
+        return ""
+    if "running" in states:
+        return "a run is under way; look again later"
+    if "failed" in states:
+        return f"mend what the reasons say, then: steer run STUDY.toml --warehouse {root}"
+    return f"to go on: steer run STUDY.toml --warehouse {root}"
