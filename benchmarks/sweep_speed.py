@@ -8,7 +8,8 @@ One process, the same weights, prompts and threads for all sides. Each repeat me
 every side in turn; a ratio is taken within a repeat, and the median over repeats is given. The sides that run one
 forward for each point of the grid take the same time for every point, so they are timed on `--points` layers of it, all
 strengths each, and scaled to the passes of the whole grid (`--points 0` runs them whole). This project's side always
-runs whole. Libraries that are not installed are left out, and said to be.
+runs whole. Libraries are timed as their own examples use them (`documented`), and where that is one prompt a forward,
+kindly as well: in batches of 8, the baseline once. What is not installed is left out, and said to be.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import numpy as np
 import torch
 
 from benchmarks.sides import SHAPES, SIDE_NAMES, Side, Workload, load_side, make_workload, missing_packages
+from benchmarks.sides.side import BATCH
 from pipeline.planning.lengths import PromptLengths
 from pipeline.planning.workload import ModelSizes, extract_flops, sweep_flops
 from pipeline.planning.workload import Workload as Work
@@ -106,26 +108,38 @@ def measure(workload: Workload, sides: dict[str, Side], points: int, repeats: in
         timings.time("matrix product", _matrix_product(workload))
         for name, side in sides.items():
             layers = workload.layers if name == OURS else some
-            scale = _passes(name, workload, workload.layers) / _passes(name, workload, layers)
-            for positions in POSITIONS if name in (OURS, "naive") else ("all",):
-                more = {} if positions == "all" else {"positions": positions}
+            for label, batch, every in _ways(name, side):
+                whole = _passes(name, workload, workload.layers, every)
+                scale = whole / _passes(name, workload, layers, name == "naive")  # over what is run
+                for positions in POSITIONS if name in (OURS, "naive") else ("all",):
+                    more = {} if positions == "all" else {"positions": positions}
 
-                def run(side: Side = side, layers: Sequence[int] = layers, more: dict[str, str] = more) -> None:
-                    side.sweep(workload, directions, layers, workload.strengths, **more)
+                    def run(
+                        side: Side = side, layers: Sequence[int] = layers, batch: int = batch, more: Any = more
+                    ) -> None:
+                        side.sweep(workload, directions, layers, workload.strengths, batch=batch, **more)
 
-                timings.time(f"sweep {positions}: {name}", run, scale)
+                    timings.time(f"sweep {positions}: {label}", run, scale)
             timings.time(f"extraction: {name}", lambda side=side: side.extract(workload))
         timings.time("extraction: two passes", lambda: _two_passes(workload))
     return timings
 
 
-def _passes(name: str, workload: Workload, layers: Sequence[int]) -> int:
-    """Forwards that a side makes for a grid over `layers`."""
+def _ways(name: str, side: Side) -> list[tuple[str, int, bool]]:
+    """How a side is timed: a label, prompts a forward, whether the baseline is computed at every layer."""
+    ways = [(name, side.documented_batch, side.baseline_every_layer)]
+    if side.documented_batch == 1:
+        ways.append((f"{name}, batched, baseline once", BATCH, False))
+    return ways
+
+
+def _passes(name: str, workload: Workload, layers: Sequence[int], baseline_every_layer: bool) -> float:
+    """Forwards of a batch that a side makes for a grid over `layers`. Strength 0 is run once by the sides that are
+    libraries; where their own example runs it at every layer, it is charged at every layer."""
     if name == OURS:
         return 1
-    if name == "naive":
-        return len(layers) * len(workload.strengths)
-    return 1 + len(layers) * sum(strength != 0 for strength in workload.strengths)
+    steered = len(layers) * sum(strength != 0 for strength in workload.strengths)
+    return steered + (len(layers) if baseline_every_layer else 1)
 
 
 def _spread(layers: Sequence[int], count: int) -> list[int]:
@@ -188,12 +202,12 @@ def summarise(workload: Workload, sides: dict[str, Side], timings: Timings, dtyp
             flops / seconds / (_PRODUCTS * 2 * _MATRIX**3 / product)
             for seconds, product in zip(timings.seconds[ours], timings.seconds["matrix product"], strict=True)
         ]
-        for name in sides:
-            measured = f"sweep {positions}: {name}"
+        for label in [label for name, side in sides.items() for label, _, _ in _ways(name, side)]:
+            measured = f"sweep {positions}: {label}"
             if measured in timings.seconds:
-                row = {"work": f"sweep, {positions}", "side": name, "seconds": timings.median(measured)}
+                row = {"work": f"sweep, {positions}", "side": label, "seconds": timings.median(measured)}
                 row |= {"ratio": timings.ratio(measured, ours)}
-                if name == OURS:
+                if label == OURS:
                     row |= {"tflop": flops / 1e12, "share_of_matrix_rate": statistics.median(shares)}
                 rows.append(row)
     ours = f"extraction: {OURS}"

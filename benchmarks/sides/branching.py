@@ -18,6 +18,8 @@ class Branching:
     name = "branching"
     version = version("steerability")
     mean_difference = True
+    documented_batch = 0  # the engine's own
+    baseline_every_layer = False
     notes = "Batches as the engine chooses them; last-token logits; each answer's logit and the log-sum-exp."
 
     def extract(self, workload: Workload) -> NDArray[np.float32]:
@@ -31,6 +33,7 @@ class Branching:
         directions: NDArray[np.float32],
         layers: Sequence[int],
         strengths: Sequence[float],
+        batch: int = 0,
         positions: Positions = "all",
     ) -> NDArray[np.float32]:
         grid = SweepGrid(tuple(layers), tuple(strengths), "resid_post", positions)

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks.sides.side import batches
+from benchmarks.sides.side import BATCH, batches
 from benchmarks.sides.workload import PAD, Workload
 from pipeline.engine.tokens import EncodedAnswer, EncodedPrompt
 from pipeline.protocols import Positions
@@ -27,6 +27,8 @@ class Naive:
     name = "naive"
     version = version("transformers")
     mean_difference = True
+    documented_batch = BATCH
+    baseline_every_layer = True
     notes = "Plain transformers, batch 8, left padding, baseline at every layer; last layer read after the final norm."
 
     @torch.no_grad()
@@ -41,10 +43,11 @@ class Naive:
         directions: NDArray[np.float32],
         layers: Sequence[int],
         strengths: Sequence[float],
+        batch: int = BATCH,
         positions: Positions = "all",
     ) -> NDArray[np.float32]:
         scores = np.empty((len(workload.prompts), len(layers), len(strengths), 2), dtype=np.float32)
-        for group in batches(len(workload.prompts)):
+        for group in batches(len(workload.prompts), batch):
             inputs = pad_left([workload.prompts[i].ids for i in group], workload.hf.device)
             mask = _steered(inputs["attention_mask"], [workload.prompts[i] for i in group], positions)
             for n, layer in enumerate(layers):

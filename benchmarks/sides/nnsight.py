@@ -17,7 +17,7 @@ from nnsight import TransformersModel
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.sides.side import batches, over_grid
+from benchmarks.sides.side import BATCH, batches, over_grid
 from benchmarks.sides.workload import Workload
 from pipeline.engine.tokens import EncodedAnswer
 
@@ -27,6 +27,8 @@ class NNsightLibrary:
     version = version("nnsight")
     mean_difference = True
     notes = "A trace with block.output[:] += step for each batch of 8, layer and strength; baseline once."
+    documented_batch = 8
+    baseline_every_layer = False
 
     @torch.no_grad()
     def extract(self, workload: Workload) -> NDArray[np.float32]:
@@ -36,14 +38,19 @@ class NNsightLibrary:
 
     @torch.no_grad()
     def sweep(
-        self, workload: Workload, directions: NDArray[np.float32], layers: Sequence[int], strengths: Sequence[float]
+        self,
+        workload: Workload,
+        directions: NDArray[np.float32],
+        layers: Sequence[int],
+        strengths: Sequence[float],
+        batch: int = BATCH,
     ) -> NDArray[np.float32]:
         traced = _traced(workload)
 
         def run(layer: int, strength: float) -> NDArray[np.float32]:
             step = (strength * torch.from_numpy(directions[layer])).to(workload.hf.device, workload.hf.dtype)
             found = []
-            for group in batches(len(workload.prompts)):
+            for group in batches(len(workload.prompts), batch):
                 rows = [list(workload.prompts[i].ids) for i in group]
                 last = _steered(traced, rows, layer, step) if strength else _unsteered(traced, rows)
                 found.append(last[:, list(workload.answer_ids)].float().cpu().numpy())

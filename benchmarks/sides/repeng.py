@@ -38,7 +38,9 @@ class Repeng:
     name = "repeng"
     version = version("repeng")
     mean_difference = False
-    notes = "ControlVector.train (first principal component, batch 8); set_control, batches of 8; baseline once."
+    notes = "ControlVector.train (first principal component); set_control, one prompt a forward; baseline once."
+    documented_batch = 1
+    baseline_every_layer = False
 
     def extract(self, workload: Workload) -> NDArray[np.float32]:
         pairs = [
@@ -53,7 +55,12 @@ class Repeng:
 
     @torch.no_grad()
     def sweep(
-        self, workload: Workload, directions: NDArray[np.float32], layers: Sequence[int], strengths: Sequence[float]
+        self,
+        workload: Workload,
+        directions: NDArray[np.float32],
+        layers: Sequence[int],
+        strengths: Sequence[float],
+        batch: int = BATCH,
     ) -> NDArray[np.float32]:
         texts = [workload.text(prompt.ids) for prompt in workload.prompts]
 
@@ -64,7 +71,7 @@ class Repeng:
                     vector = ControlVector(workload.hf.config.model_type, {layer: directions[layer]})
                     control.set_control(vector, strength)
                 found = []
-                for group in batches(len(texts)):
+                for group in batches(len(texts), batch):
                     inputs = workload.tokenizer([texts[i] for i in group], return_tensors="pt", padding=True)
                     inputs = inputs.to(workload.hf.device)
                     last = control(**inputs, position_ids=_positions(inputs["attention_mask"])).logits[:, -1]

@@ -36,22 +36,31 @@ class MissingPeer(ImportError):
 
 class Side(Protocol):
     """One way to do the work. `version` is its library's; `mean_difference` is False where extraction gives another
-    kind of direction; `notes` says in a sentence or two how the library was used."""
+    kind of direction; `notes` says in a sentence or two how the library was used. `documented_batch` is how many
+    prompts a forward takes in the library's own examples of steering; `baseline_every_layer`, whether its example of a
+    sweep computes strength 0 anew for each layer."""
 
     name: str
     version: str
     mean_difference: bool
     notes: str
+    documented_batch: int
+    baseline_every_layer: bool
 
     def extract(self, workload: Workload) -> NDArray[np.float32]:
         """Steering vectors of all layers [L, H], from the workload's pairs at their read tokens."""
         ...
 
     def sweep(
-        self, workload: Workload, directions: NDArray[np.float32], layers: Sequence[int], strengths: Sequence[float]
+        self,
+        workload: Workload,
+        directions: NDArray[np.float32],
+        layers: Sequence[int],
+        strengths: Sequence[float],
+        batch: int = BATCH,
     ) -> NDArray[np.float32]:
         """Logits of the two answers at the last token [P, N, S, 2], `strength * directions[layer]` added to what
-        leaves block `layer`, at every token. `directions` is [L, H]."""
+        leaves block `layer`, at every token. `directions` is [L, H]; `batch` prompts share a forward."""
         ...
 
 

@@ -1,7 +1,7 @@
 """The `steering-vectors` library, as its documentation shows: `train_steering_vector` on pairs of texts, then
 `SteeringVector.apply` around `model(**tokenizer(prompt))`.
 
-Its examples evaluate one prompt at a time; its hook takes batches, so here it gets batches of 8.
+Its examples evaluate one prompt at a time, at multipliers -1, 0 and 1; its hook takes batches too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ class SteeringVectorsLibrary:
     name = "steering-vectors"
     version = version("steering-vectors")
     mean_difference = True
-    notes = "train_steering_vector(batch_size=8); vector.apply(multiplier) around batches of 8; baseline once."
+    notes = "train_steering_vector(batch_size=8); apply() around one prompt a forward, (-1, 0, 1) at each layer."
+    documented_batch = 1
+    baseline_every_layer = True
 
     def extract(self, workload: Workload) -> NDArray[np.float32]:
         samples = [
@@ -37,7 +39,12 @@ class SteeringVectorsLibrary:
 
     @torch.no_grad()
     def sweep(
-        self, workload: Workload, directions: NDArray[np.float32], layers: Sequence[int], strengths: Sequence[float]
+        self,
+        workload: Workload,
+        directions: NDArray[np.float32],
+        layers: Sequence[int],
+        strengths: Sequence[float],
+        batch: int = BATCH,
     ) -> NDArray[np.float32]:
         texts = [workload.text(prompt.ids) for prompt in workload.prompts]
 
@@ -45,7 +52,7 @@ class SteeringVectorsLibrary:
             vector = SteeringVector({layer: torch.from_numpy(directions[layer]).to(workload.hf.device)})
             found = []
             with vector.apply(workload.hf, multiplier=strength):
-                for group in batches(len(texts)):
+                for group in batches(len(texts), batch):
                     inputs = workload.tokenizer([texts[i] for i in group], return_tensors="pt", padding=True)
                     last = workload.hf(**inputs.to(workload.hf.device)).logits[:, -1]
                     found.append(last[:, list(workload.answer_ids)].float().cpu().numpy())

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 CPU_CHUNK, GPU_CHUNK = 1_280, 16_384  # more leaves a CPU's cache; less leaves a device idle (see DECISIONS.md)
 CPU_HELD, GPU_HELD = 65_536, 1_048_576
+BLOCKS_AT_ONCE = 2  # of an offloaded model: the one that runs, and the next one, which is being brought
 TRUNK_CHUNKS = 4  # a group's unsteered tokens, in chunks; more gains nothing
 CPU_SHARE = 0.25  # of the memory that is free: the rest is for Ray's object store and other replicas
 GPU_SHARE = 0.6
@@ -43,11 +44,14 @@ class Budget:
         element = torch.finfo(model.dtype).bits // 8
         if model.device.type == "cuda":
             free, most, chunk = GPU_SHARE * torch.cuda.mem_get_info(model.device)[0], GPU_HELD, GPU_CHUNK
+            free -= model.traffic.blocks_to_come if model.traffic else 0  # not there yet
         else:
             free, most, chunk = CPU_SHARE * psutil.virtual_memory().available, CPU_HELD, CPU_CHUNK
+        fits = max(0, int(free / 2 / (element * config.hidden_size)))
+        held = held or (fits if model.offloaded else min(most, fits))  # a pass of the weights is dear: fewer are better
         chunk = min(chunk, int(free / 2 / bytes_per_token(config, element)))
-        held = held or min(most, int(free / 2 / (element * config.hidden_size)))
-        return cls(max(1, model.least(held)), max(1, model.least(chunk)))
+        share = model.memory_share
+        return cls(max(1, model.least(int(share * held))), max(1, model.least(int(share * chunk))))
 
     def halved(self) -> Budget:
         return Budget(max(1, self.held // 2), max(1, self.chunk // 2))

@@ -35,7 +35,8 @@ class Model:
     """A loaded decoder. `hf` is the transformers model (DeepSpeed's engine wraps and may rewrite it in place).
 
     `ranks` are those it is sharded over, None on one device; `load` is what loading a rank cost; `stream` brings its
-    blocks' weights to the device, None where they stay there.
+    blocks' weights to the device, None where they stay there; `memory_share` is the part of what batches usually may
+    take that they take here (less where memory has run out before).
     """
 
     name: str
@@ -45,6 +46,7 @@ class Model:
     ranks: Ranks | None = None
     load: LoadReport | None = None
     stream: BlockStream | None = None
+    memory_share: float = 1.0
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -108,15 +110,6 @@ class Model:
     @property
     def dtype(self) -> torch.dtype:
         return self.hf.model.embed_tokens.weight.dtype
-
-    def forward_blocks(self, ids: Tensor) -> Tensor:
-        """Run the decoder over right-padded `ids` [R, T]; returns what leaves the final norm.
-
-        No attention mask is passed: causal attention lets no token see the padding to its right. Position ids
-        are shared by all rows ([1, T]), so that a hook on the stream may change the number of rows.
-        """
-        positions = torch.arange(ids.shape[1], device=ids.device)[None]
-        return self.hf.model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
 
     def generate(self, text: str, max_new_tokens: int = 20) -> str:
         """What the model answers to the user's message `text`, greedily, thinking off."""

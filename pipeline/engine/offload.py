@@ -24,11 +24,12 @@ from accelerate.utils import set_module_tensor_to_device
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from pipeline.engine.batching import BLOCKS_AT_ONCE
 from pipeline.engine.checkpoint import Checkpoint, read_checkpoint
 from pipeline.engine.layout import check_tensors
 from pipeline.engine.model import Model, check_device, empty_model
 from pipeline.engine.tokens import load_tokenizer
-from pipeline.engine.weights import BLOCKS_AT_ONCE, WeightTraffic, check_stored_dtypes, read_whole, stored_bytes
+from pipeline.engine.weights import WeightTraffic, check_stored_dtypes, read_whole, stored_bytes
 from pipeline.errors import CheckpointError
 
 if TYPE_CHECKING:

@@ -21,13 +21,13 @@ from typing import Any, Literal
 import psutil
 from torch import Tensor
 
+from pipeline.engine.batching import BLOCKS_AT_ONCE
 from pipeline.engine.checkpoint import Checkpoint
 from pipeline.engine.layout import Cut, ExpertName, cut_of
 from pipeline.engine.ranks import RankPlace
 from pipeline.errors import CheckpointError
 
 Place = Literal["cpu", "disk"]
-BLOCKS_AT_ONCE = 2  # of an offloaded model: the one that runs, and the next one, which is being brought
 _ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
 _MAPPED_BYTES = 32 * 1024 * 1024  # a file is mapped anew after so much: its touched pages count as resident
 
@@ -58,6 +58,11 @@ class WeightTraffic:
     block_bytes: int  # on the device, of the largest block; up to BLOCKS_AT_ONCE are there at once
     bytes_read: int = 0
     num_passes: int = 0
+
+    @property
+    def blocks_to_come(self) -> int:
+        """Bytes that blocks take on the device while they run."""
+        return BLOCKS_AT_ONCE * self.block_bytes
 
 
 def check_stored_dtypes(checkpoint: Checkpoint) -> None:

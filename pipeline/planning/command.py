@@ -115,7 +115,7 @@ def _request(study: Study, section: ModelSection, file: Path, lengths: PromptLen
         read_site=study.protocol.read_site,
     )
     stated = section.tensor_parallel if "tensor_parallel" in section.model_fields_set else None
-    return ModelRequest(section.name, sizes, work, section.dtype, stated, cluster.replica_range)
+    return ModelRequest(section.name, sizes, work, section.dtype, stated, cluster.replica_range, section.offload)
 
 
 def _prompts(study: Study) -> tuple[list[Prompt], list[Prompt]]:

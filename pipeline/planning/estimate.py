@@ -27,6 +27,8 @@ Binding = Literal["nothing", "weights", "working memory", "ranks", "nodes", "ten
 
 MOST_RANKS = 64  # looked at where --nodes does not say
 NUM_LOADS = 2  # extraction and scoring each start their replicas
+_OFFLOADED_BATCH = 1_024  # prompts of an offloaded model that travel together (stages.weight_passes)
+_HOST_GB_PER_S = 20.0  # from pageable CPU memory to a GPU, over PCIe 4 with 16 lanes
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,11 @@ class ModelRequest:
     dtype: Literal["float32", "bfloat16"]
     tensor_parallel: int | None
     replicas: tuple[int, int]
+    offload: Literal["none", "cpu", "disk"] = "none"
+
+    @property
+    def offloaded(self) -> bool:
+        return self.offload != "none"
 
 
 @dataclass(frozen=True)
@@ -141,7 +148,8 @@ class StudyEstimate:
 def estimate_model(request: ModelRequest, rates: Rates) -> ModelEstimate:
     """Plan one model on the GPUs of `rates`."""
     least_replicas, replicas = request.replicas
-    options = [_option(request, rates.gpu, n) for n in legal_ranks(request.sizes.facts, rates.most_ranks)]
+    counts = [1] if request.offloaded else legal_ranks(request.sizes.facts, rates.most_ranks)
+    options = [_option(request, rates.gpu, n) for n in counts]
     within = [option for option in options if rates.allow(option.num_ranks, least_replicas)]
     least = next((option for option in within if option.fits), None)
     planned, binds, advice = _choose(request, rates, options, within, least)
@@ -184,7 +192,7 @@ def estimate_study(study: str, requests: Sequence[ModelRequest], rates: Rates) -
 
 
 def _option(request: ModelRequest, gpu: Gpu, num_ranks: int) -> RankOption:
-    memory = rank_memory(request.sizes, request.work, request.dtype, num_ranks)
+    memory = rank_memory(request.sizes, request.work, request.dtype, num_ranks, request.offloaded)
     return RankOption(num_ranks, math.ceil(num_ranks / gpu.gpus_per_node), memory, memory.total <= gpu.memory_bytes)
 
 
@@ -203,7 +211,7 @@ def _choose(
         return None, *_why_nothing_fits(request, rates, options)
     binds = _why_not_fewer(request, rates.gpu, least)
     if least.num_ranks == 1:
-        return least, binds, "one GPU holds it"
+        return least, binds, "one GPU holds it, block by block" if request.offloaded else "one GPU holds it"
     return least, binds, f"set tensor_parallel = {least.num_ranks} in the study; without it steer run starts 1 rank"
 
 
@@ -245,6 +253,9 @@ def _why_nothing_fits(request: ModelRequest, rates: Rates, options: list[RankOpt
         nodes, gpus = rates.nodes_for(enough.num_ranks, replicas), enough.num_ranks * replicas
         return "nodes", f"it needs {gpus} GPUs on {nodes} nodes, and --nodes allows {rates.num_nodes}"
     largest = options[-1]
+    if request.offloaded:
+        advice = f"even block by block it needs {_gb(largest)} GB; take a GPU with more memory"
+        return _short_of(largest, rates.gpu), advice
     counts = [n for n in range(1, rates.most_ranks + 1) if rates.allow(n, replicas)]
     between = next((n for n in counts if _option(request, rates.gpu, n).fits), None)
     if between is not None:
@@ -271,21 +282,33 @@ def _prompts_at_once(request: ModelRequest, gpu: Gpu, option: RankOption) -> int
     work, sizes = request.work, request.sizes
     half = GPU_SHARE * (gpu.memory_bytes - option.memory.weights - option.memory.reserve) / 2
     chunk = min(GPU_CHUNK, half / token_bytes(sizes, request.dtype, option.num_ranks))
-    held = work.token_budget or min(GPU_HELD, half / (ITEM_BYTES[request.dtype] * sizes.facts.hidden_size))
+    item = ITEM_BYTES[request.dtype] * sizes.facts.hidden_size
+    held = work.token_budget or min(GPU_HELD, half / item)
+    if request.offloaded:
+        return min(max(work.batch_size, _OFFLOADED_BATCH), max(1, int(half / item / work.most_held)))
     fit = min(held / work.most_held, TRUNK_CHUNKS * chunk / work.lengths.longest)
     return min(work.batch_size, max(1, int(fit)))
 
 
 def _compute_seconds(request: ModelRequest, rates: Rates, option: RankOption, at_once: int) -> float:
     """Of the rank that has most to do: its operations at the stated share of the peak, or, if that is longer, its
-    weights read from the GPU's memory once a batch."""
+    weights read once a batch, from the GPU's memory or from where they lie."""
     gpu, work, ranks = rates.gpu, request.work, option.num_ranks
     flops = extract_flops(request.sizes, work, ranks) + sweep_flops(request.sizes, work, ranks)
     fast = gpu.bf16_tflops if request.dtype == "bfloat16" else gpu.fp32_tflops
     by_count = (flops.blocks + flops.attention) / (fast * 1e12) + flops.head / (gpu.fp32_tflops * 1e12)
-    num_batches = math.ceil(len(work.lengths.test) / at_once) + math.ceil(len(work.lengths.train) / work.batch_size)
-    by_bandwidth = num_batches * option.memory.weights / (gpu.bandwidth_gb_per_s * 1e9)
-    return max(by_count / rates.utilisation, by_bandwidth)
+    together = max(work.batch_size, _OFFLOADED_BATCH) if request.offloaded else work.batch_size
+    num_batches = math.ceil(len(work.lengths.test) / at_once) + math.ceil(len(work.lengths.train) / together)
+    if request.offloaded:
+        passed, speed = ITEM_BYTES[request.dtype] * request.sizes.facts.num_params, _passing(request, rates)
+    else:
+        passed, speed = option.memory.weights, gpu.bandwidth_gb_per_s
+    return max(by_count / rates.utilisation, num_batches * passed / (speed * 1e9))
+
+
+def _passing(request: ModelRequest, rates: Rates) -> float:
+    """GB a second at which an offloaded model's weights come to the GPU."""
+    return rates.read_gb_per_s if request.offload == "disk" else _HOST_GB_PER_S
 
 
 def _load_seconds(request: ModelRequest, rates: Rates, option: RankOption) -> float:
@@ -329,6 +352,11 @@ def _assumptions(models: Sequence[ModelEstimate], rates: Rates) -> tuple[str, ..
         lines.append(
             "A replica over several nodes: the network between them costs nothing here. `steer run` places one so by "
             "itself on nodes that are there; where they have yet to come, say cluster.gang = 'nodes'."
+        )
+    if any(model.request.offloaded for model in models):
+        lines.append(
+            "An offloaded model holds what is outside its blocks and two blocks; its weights pass once a batch of up "
+            f"to {_OFFLOADED_BATCH:,} prompts, from disk at the rate above, from CPU memory at {_HOST_GB_PER_S:g} GB/s."
         )
     if rates.price_per_gpu_hour is not None:
         lines.append(

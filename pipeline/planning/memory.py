@@ -27,7 +27,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.engine.batching import GPU_CHUNK
+from pipeline.engine.batching import BLOCKS_AT_ONCE, GPU_CHUNK
 from pipeline.engine.layout import MLP_GRAIN, even_widths, rank_params
 from pipeline.planning.workload import ModelSizes, Workload, rank_heads
 
@@ -65,26 +65,44 @@ class RankMemory:
 def params_by_rank(sizes: ModelSizes, num_ranks: int) -> list[int]:
     """`layout.rank_params`, from one block of each kind instead of all of them (a hundred times faster at 94 blocks of
     128 experts)."""
+    num_dense = sizes.facts.num_layers - sizes.num_sparse
+    return [
+        outside + num_dense * dense + sizes.num_sparse * sparse
+        for outside, dense, sparse in zip(*_parts(sizes, num_ranks), strict=True)
+    ]
+
+
+def _parts(sizes: ModelSizes, num_ranks: int) -> tuple[list[int], list[int], list[int]]:
+    """Parameters of each rank outside the blocks, in a dense block, and in a sparse one (a dense one where there is no
+    sparse)."""
 
     def params(num_layers: int, sparse: bool) -> list[int]:
         dense = [] if sparse else list(range(num_layers))
         few = {"num_hidden_layers": num_layers, "mlp_only_layers": dense, "decoder_sparse_step": 1}
         return rank_params({**sizes.config, **few}, num_ranks)
 
-    num_dense = sizes.facts.num_layers - sizes.num_sparse
     one = params(1, sparse=False)
     dense = [two - first for two, first in zip(params(2, sparse=False), one, strict=True)]
     outside = [first - block for first, block in zip(one, dense, strict=True)]
-    sparse = dense
-    if sizes.num_sparse:
-        sparse = [first - rest for first, rest in zip(params(1, sparse=True), outside, strict=True)]
-    return [
-        rest + num_dense * dense_block + sizes.num_sparse * sparse_block
-        for rest, dense_block, sparse_block in zip(outside, dense, sparse, strict=True)
-    ]
+    if not sizes.num_sparse:
+        return outside, dense, dense
+    return outside, dense, [first - rest for first, rest in zip(params(1, sparse=True), outside, strict=True)]
 
 
-def rank_memory(sizes: ModelSizes, work: Workload, dtype: Literal["float32", "bfloat16"], num_ranks: int) -> RankMemory:
+def params_when_offloaded(sizes: ModelSizes) -> int:
+    """Parameters on the device at once of a model whose blocks come one by one: what is outside the blocks, and as many
+    of the largest block as are there together."""
+    outside, dense, sparse = (part[0] for part in _parts(sizes, 1))
+    return outside + BLOCKS_AT_ONCE * max(dense if sizes.num_sparse < sizes.facts.num_layers else 0, sparse)
+
+
+def rank_memory(
+    sizes: ModelSizes,
+    work: Workload,
+    dtype: Literal["float32", "bfloat16"],
+    num_ranks: int,
+    offloaded: bool = False,
+) -> RankMemory:
     """Memory of the fullest of `num_ranks` ranks, for the least batch, or for the token budget the study asks for."""
     facts, item = sizes.facts, ITEM_BYTES[dtype]
     held = tokens_at_once(work)
@@ -95,7 +113,7 @@ def rank_memory(sizes: ModelSizes, work: Workload, dtype: Literal["float32", "bf
     trunk = 0 if work.positions == "all" else prompts * work.lengths.longest
     rows = work.rows_read * prompts
     return RankMemory(
-        weights=item * max(params_by_rank(sizes, num_ranks)),
+        weights=item * (params_when_offloaded(sizes) if offloaded else max(params_by_rank(sizes, num_ranks))),
         directions=item * len(work.layers) * (work.num_branches + 1) * facts.hidden_size,
         stream=held * item * facts.hidden_size,
         block=piece * token_bytes(sizes, dtype, num_ranks),

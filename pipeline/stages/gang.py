@@ -2,8 +2,8 @@
 
 Flows in: what to load, over how many ranks; then requests such as `read_activations` and `sweep`. Flows out: rank 0's
 answers. A rank that dies, stops (no heartbeat) or waits too long in a collective ends the whole gang at once; it is
-built anew and the request is asked again, a stated number of times. The caller therefore sees an answer or an error,
-never half of one, and a request is answered once.
+built anew and the request is asked again, a stated number of times, with smaller batches where memory had run out. The
+caller therefore sees an answer or an error, never half of one, and a request is answered once.
 
 The ranks are held in one of two ways: as child processes of the owner, which reserved their CPUs or GPUs on its own
 node (`child_ranks`), or as Ray actors in a reservation that may span nodes (`node_ranks`).
@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.errors import ReplicaError
 from pipeline.stages.child_ranks import ChildRanks
-from pipeline.stages.losses import GangLost
+from pipeline.stages.losses import GangLost, OutOfMemory
 from pipeline.stages.rank import RankSpec
 
 if TYPE_CHECKING:
@@ -58,11 +58,14 @@ class ReplicaSpec:
     heartbeat_timeout: float = 60.0
     rebuilds: int = REBUILDS
     reservation: Reservation | None = None  # None: the ranks are processes of the owner, on its node
+    memory_share: float = 1.0  # of what batches usually may take
     offload: Offload = "none"  # where the blocks' weights of a single rank lie while they do not run
 
     def for_rank(self, place: RankPlace, device: str) -> RankSpec:
         """What the rank at `place` loads onto `device`."""
-        return RankSpec(self.name, self.checkpoint, self.dtype, device, self.num_threads, place, self.timeout)
+        return RankSpec(
+            self.name, self.checkpoint, self.dtype, device, self.num_threads, place, self.timeout, self.memory_share
+        )
 
 
 class RankHolder(Protocol):
@@ -111,6 +114,8 @@ class Gang:
             except GangLost as loss:
                 losses.append(str(loss))
                 self.close()
+                if isinstance(loss, OutOfMemory):  # the next one takes smaller batches
+                    self.spec = replace(self.spec, memory_share=self.spec.memory_share / 2)
             except BaseException:
                 self.close()
                 raise

@@ -18,6 +18,10 @@ class GangLost(Exception):
     """Why a gang ended."""
 
 
+class OutOfMemory(GangLost):
+    """A rank had no memory left."""
+
+
 class Watch:
     """Over one exchange with a gang: its deadline, and when each rank last showed a sign of life."""
 
@@ -48,6 +52,7 @@ def result_of(rank: int, outcome: Outcome) -> Any:
     if kind == "refused":
         assert isinstance(value, UserError)
         raise value
-    if kind == "broken":
-        raise GangLost(f"rank {rank} broke: {value.strip().splitlines()[-1]}")
+    if kind in ("broken", "out of memory"):
+        lost = OutOfMemory if kind == "out of memory" else GangLost
+        raise lost(f"rank {rank} broke: {value.strip().splitlines()[-1]}")
     return value

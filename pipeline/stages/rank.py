@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 HEARTBEAT_SECONDS = 1.0
 
 Outcome = tuple[str, Any]
-"""("done", result), ("refused", the UserError raised) or ("broken", a traceback)."""
+"""("done", result), ("refused", the UserError raised), ("out of memory", a traceback) or ("broken", a traceback)."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class RankSpec:
     num_threads: int
     place: RankPlace
     timeout: float  # seconds a collective may wait
+    memory_share: float = 1.0
 
 
 def requests() -> dict[str, Callable[..., Any]]:
@@ -75,6 +76,7 @@ class Rank:
             torch.set_num_threads(spec.num_threads)
             place, timeout = spec.place, spec.timeout
             self._model = load_rank(spec.checkpoint, spec.dtype, spec.device, spec.name, place, timeout)
+            self._model.memory_share = spec.memory_share
             self._spec = spec
 
         return _outcome(load_model)
@@ -91,8 +93,10 @@ def _outcome(step: Callable[[], Any]) -> Outcome:
         return "done", step()
     except UserError as error:
         return "refused", error
-    except BaseException:
-        return "broken", traceback.format_exc()
+    except BaseException as error:
+        from pipeline.engine.batching import is_out_of_memory
+
+        return "out of memory" if is_out_of_memory(error) else "broken", traceback.format_exc()
 
 
 def main(arguments: list[str]) -> None:

@@ -43,11 +43,12 @@ def differences_of(workload: Workload) -> NDArray[np.float32]:
     return sides[0] - sides[1]
 
 
-def test_every_side_scores_the_grid_as_the_definition_does(workload: Workload, side: Side) -> None:
+@pytest.mark.parametrize("batch", [1, 8])
+def test_every_side_scores_the_grid_as_the_definition_does(workload: Workload, side: Side, batch: int) -> None:
     directions = directions_of(workload)
     grid = SweepGrid(LAYERS, STRENGTHS, "resid_post", "all")
     expected = sweep_naive(workload.model, workload.prompts, directions[None], workload.answer_ids, grid).logits[:, 0]
-    found = side.sweep(workload, directions, LAYERS, STRENGTHS)
+    found = side.sweep(workload, directions, LAYERS, STRENGTHS, batch)
     assert found.shape == (10, len(LAYERS), len(STRENGTHS), 2)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)

@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipeline.engine.batching import BLOCKS_AT_ONCE
 from pipeline.engine.extract import compute_vectors, read_activations
 from pipeline.engine.model import load_model
-from pipeline.engine.offload import BLOCKS_AT_ONCE
 from pipeline.engine.stream import on_stream, steering
 from pipeline.engine.sweep import sweep_prompts
 from pipeline.engine.tokens import PromptEncoder
@@ -37,6 +37,10 @@ def prompts(tmp_path_factory):
 def rows_of(model, prompts):
     encoder = PromptEncoder(model.tokenizer)
     return [encoder.answered(p.text, p.matching, "answer_letter", p.id) for p in prompts]
+
+
+def forward(model, ids):
+    return model.hf.model(input_ids=ids, use_cache=False).last_hidden_state
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -131,14 +135,14 @@ def test_between_forwards_and_after_a_broken_one_no_block_stays(dense_checkpoint
 
     with torch.inference_mode():
         with on_stream(streamed, {b: lambda _s, b=b: seen.update({b: held()}) for b in range(5)}):
-            streamed.forward_blocks(ids)
+            forward(streamed, ids)
         assert seen == {boundary: [] for boundary in range(5)}  # the stream is seen before a block has its weights
         handle = streamed.blocks[2].mlp.register_forward_pre_hook(lambda _m, _a: break_off(None))
         with pytest.raises(RuntimeError, match="out of memory"):
-            streamed.forward_blocks(ids)
+            forward(streamed, ids)
         handle.remove()
         assert held() == [2]
-        torch.testing.assert_close(streamed.forward_blocks(ids), whole.forward_blocks(ids), atol=1e-5, rtol=0)
+        torch.testing.assert_close(forward(streamed, ids), forward(whole, ids), atol=1e-5, rtol=0)
         assert held() == []
 
 
@@ -178,7 +182,7 @@ def test_a_checkpoint_that_goes_away_is_named(dense_checkpoint, tmp_path):
     model = load_model(folder, offload="disk")
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"gone: the weights of block 0 cannot be read any more"):
-        model.forward_blocks(torch.arange(2, 16)[None])
+        forward(model, torch.arange(2, 16)[None])
 
 
 def test_a_missing_tensor_is_found_before_anything_is_read(dense_checkpoint, tmp_path):
@@ -201,12 +205,12 @@ from pipeline.engine.weights import peak_resident_bytes, resident_bytes
 small, large, offload = sys.argv[1:]
 ids = torch.arange(2, 34).reshape(2, 16)
 with torch.inference_mode():
-    load_model(small, offload=offload).forward_blocks(ids)  # imports, threads
+    load_model(small, offload=offload).hf.model(input_ids=ids, use_cache=False)  # imports, threads
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before = resident_bytes()
     model = load_model(large, offload=offload)
     for _ in range(2):
-        model.forward_blocks(ids)
+        model.hf.model(input_ids=ids, use_cache=False)
 traffic = model.traffic
 print(json.dumps({
     "peak": peak_resident_bytes() - before,

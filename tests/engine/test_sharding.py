@@ -72,7 +72,7 @@ def measure(model: Model, everything: bool) -> dict[str, Any]:
 
     def stream() -> np.ndarray:  # [L, R, T, H]
         with torch.inference_mode(), record(model, range(model.num_layers)) as seen:
-            model.forward_blocks(ids)
+            model.hf.model(input_ids=ids, use_cache=False)
         return np.stack([seen[layer].to(torch.float32).numpy() for layer in range(model.num_layers)])
 
     ids = pad_right([prompt.ids for prompt in prompts], model.device)
@@ -244,7 +244,7 @@ def load_briefly(place: RankPlace, folder: Path, timeout_s: float) -> None:
 def leave_partner_alone(place: RankPlace, folder: Path, timeout_s: float) -> None:
     model = load_rank(folder, "float32", "cpu", "alone", place, timeout_s)
     if place.rank == 0:
-        model.forward_blocks(torch.tensor([[5, 6, 7]]))
+        model.hf.model(input_ids=torch.tensor([[5, 6, 7]]), use_cache=False)
     else:
         time.sleep(timeout_s + 4)
 

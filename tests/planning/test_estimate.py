@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from pipeline.engine import batching
 from pipeline.planning.estimate import ModelRequest, Rates, estimate_model, estimate_study
 from pipeline.planning.gpus import Gpu
-from pipeline.planning.memory import RESERVE_BYTES, rank_memory
+from pipeline.planning.memory import RESERVE_BYTES, params_by_rank, rank_memory
 from tests.planning.conftest import DENSE, MOE, make_work, sizes_of
 
 BIG = {**DENSE, "num_hidden_layers": 12, "hidden_size": 4096, "intermediate_size": 16384, "vocab_size": 1024}
@@ -127,6 +128,29 @@ def test_batches_are_filled_as_the_engine_does():
     assert wide.prompts_at_once == batching.GPU_HELD // wide.request.work.most_held
     stated = estimate_model(make_request(token_budget=3 * 15 * 65), Rates(make_gpu()))
     assert stated.prompts_at_once == 3 * 15 * 65 // stated.request.work.most_held
+
+
+def test_an_offloaded_model_needs_two_blocks_and_passes_its_weights_once_a_batch():
+    whole = make_request()
+    request = replace(whole, offload="disk")
+    plain, found = (estimate_model(r, Rates(make_gpu(), read_gb_per_s=1)) for r in (whole, request))
+    sizes = request.sizes
+    block = (params_by_rank(sizes, 1)[0] - outside(sizes)) // sizes.facts.num_layers
+    assert found.planned.memory.weights == 2 * (outside(sizes) + 2 * block)
+    assert found.planned.memory.working == plain.planned.memory.working
+    assert [option.num_ranks for option in found.options] == [1]
+    assert found.compute_seconds >= 2 * 2 * sizes.facts.num_params / 1e9  # both stages, 2 bytes a parameter
+    small = estimate_model(request, Rates(make_gpu(found.planned.memory.total - 1)))
+    assert not small.fits
+    assert "even block by block" in small.advice
+    text = " ".join(estimate_study("s", [request], Rates(make_gpu())).assumptions)
+    assert "two blocks" in text
+
+
+def outside(sizes):
+    """Embedding, head and final norm."""
+    facts = sizes.facts
+    return facts.vocab_size * facts.hidden_size * (1 if facts.tied_embeddings else 2) + facts.hidden_size
 
 
 def test_a_study_adds_up_its_models_and_states_what_it_assumes():

@@ -13,13 +13,18 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 
+from pipeline.engine.batching import Budget
 from pipeline.engine.extract import read_activations
 from pipeline.engine.model import load_model
+from pipeline.engine.sharding import RankPlace
 from pipeline.engine.sweep import SweepGrid, sweep
 from pipeline.engine.tokens import PromptEncoder
 from pipeline.errors import ActivationError, ReplicaError
 from pipeline.stages.gang import Gang, ReplicaSpec
+from pipeline.stages.losses import result_of
+from pipeline.stages.rank import Rank, _outcome
 
 TEXTS = [f"Would you say {'so and ' * n}so?\n\nChoices:\n (A) yes\n (B) no" for n in range(4)]
 
@@ -79,6 +84,40 @@ def test_a_gang_answers_as_one_model_does(checkpoint):
     np.testing.assert_allclose(together.logits, alone.logits, atol=1e-4)
     np.testing.assert_allclose(together.logsumexp, alone.logsumexp, atol=1e-4)
     assert gang.num_builds == 1
+
+
+def test_ranks_that_run_out_of_memory_are_asked_again_with_smaller_batches(dense_checkpoint, monkeypatch):
+    shares = []
+
+    class Scarce:
+        """Ranks that hold out below half of what batches usually take."""
+
+        pids = ()
+
+        def __init__(self, spec):
+            self.share = spec.for_rank(None, "cpu").memory_share
+
+        def start(self):
+            shares.append(self.share)
+
+        def exchange(self, request, args):
+            if self.share >= 0.5:
+                result_of(1, _outcome(lambda: torch.empty(2**60, dtype=torch.uint8)))
+            return "done"
+
+        def end(self):
+            pass
+
+    monkeypatch.setattr(Gang, "_holder", lambda self: Scarce(self.spec))
+    assert Gang(spec_of(dense_checkpoint)).ask("sweep") == "done"
+    assert shares == [1.0, 0.5, 0.25]
+
+
+def test_a_rank_takes_the_share_of_memory_it_is_told(dense_checkpoint):
+    rank = Rank()
+    assert rank.load(spec_of(dense_checkpoint, memory_share=0.25).for_rank(RankPlace(0, 1, ""), "cpu"))[0] == "done"
+    whole = Budget.of(load_model(dense_checkpoint))
+    assert Budget.of(rank._model) == Budget(whole.held // 4, whole.chunk // 4)
 
 
 @pytest.mark.parametrize("loss", [signal.SIGKILL, signal.SIGSTOP])
