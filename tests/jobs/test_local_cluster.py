@@ -47,9 +47,10 @@ class Cluster:
     """A head on loopback, with token authentication."""
 
     def __init__(self, folder: Path) -> None:
-        self.port, self.dashboard, self.client, self.metrics = free_ports(4)
+        self.port, self.dashboard, self.agent, self.client, self.metrics = free_ports(5)
         self.environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
+            "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",  # a job's `python`
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
@@ -59,8 +60,8 @@ class Cluster:
         command = [
             str(RAY), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={self.port}",
             "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}", f"--metrics-export-port={self.metrics}",
-            f"--ray-client-server-port={self.client}", "--num-cpus=2", "--object-store-memory=200000000",
-            f"--temp-dir={folder}",
+            f"--dashboard-agent-listen-port={self.agent}", f"--ray-client-server-port={self.client}", "--num-cpus=2",
+            "--object-store-memory=200000000", f"--temp-dir={folder}",
         ]  # fmt: skip
         self.process = subprocess.Popen(
             command, env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True
@@ -86,11 +87,15 @@ class Cluster:
         )  # fmt: skip
 
     def submit(self, script: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-        """As the README says."""
+        """As the README says; again while the head, which lists jobs before it can start any, has no agent yet."""
         options = ["--address", self.jobs, "--working-dir", "."]
-        return self.ray(
-            "job", "submit", *options, "--", "python", f"jobs/{script}", *map(str, arguments), **environment
-        )
+        command = ["job", "submit", *options, "--", "python", f"jobs/{script}", *map(str, arguments)]
+        for _ in range(60):
+            done = self.ray(*command, **environment)
+            if "No available agent" not in done.stdout + done.stderr:
+                break
+            time.sleep(2)
+        return done
 
     def close(self) -> None:
         self.process.terminate()

@@ -131,6 +131,7 @@ def expected(dense_checkpoint, rows):
     return read_activations(load_model(dense_checkpoint), rows, "resid_post")
 
 
+@pytest.mark.slow
 def test_a_gang_over_two_nodes_answers_as_one_model_does(nodes, make_gang, dense_checkpoint, rows, expected):
     model = load_model(dense_checkpoint)
     encoder = PromptEncoder(model.tokenizer)
@@ -200,6 +201,7 @@ def test_reservations_left_behind_are_freed_by_run(nodes):
     wait_until(nodes.are_free)
 
 
+@pytest.mark.slow
 def test_a_gang_whose_reservation_was_removed_is_not_built_again(nodes, make_gang, rows):
     gang = make_gang()
     gang.ask("read_activations", rows, "resid_post")

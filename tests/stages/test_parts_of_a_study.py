@@ -84,6 +84,7 @@ def test_scoring_alone_takes_the_vectors_that_are_there(extracted, plan, tmp_pat
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_scoring_alone_names_the_vectors_that_are_missing_and_does_the_rest(extracted, plan, tmp_path):
     warehouse = copy_of(extracted[0], tmp_path)
     warehouse.retract(PartitionKey(plan.study.run_id, "extract", "tiny", "kind"))
@@ -111,6 +112,7 @@ def test_the_log_counts_the_work_that_is_then_done(extracted, plan):
     assert len({event["invocation"] for event in events}) == 1
 
 
+@pytest.mark.slow
 def test_a_fault_of_ours_is_logged_raised_and_leaves_a_summary_of_what_was_done(extracted, plan, tmp_path, monkeypatch):
     warehouse = copy_of(extracted[0], tmp_path)
 
@@ -130,6 +132,7 @@ def test_a_fault_of_ours_is_logged_raised_and_leaves_a_summary_of_what_was_done(
     assert read_log(warehouse.root, plan.study.run_id)[-1]["outcome"] == "crashed"
 
 
+@pytest.mark.slow
 def test_an_interruption_is_logged_as_one(extracted, plan, tmp_path, monkeypatch):
     warehouse = copy_of(extracted[0], tmp_path)
 
