@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.engine.extract import compute_vectors
 from pipeline.engine.model import load_model
@@ -73,7 +74,30 @@ def test_every_score_equals_the_naive_reference(warehouse, plan, name):
             for s, strength in enumerate(grid.strengths)
         )
         assert [row[:3] for row in found] == [row[:3] for row in expected]
-        np.testing.assert_allclose([row[3:] for row in found], [row[3:] for row in expected], atol=1e-4, rtol=0)
+        tied = {test[i].id for i in tied_prompts(model, prompts)}
+        assert len(tied) <= 2
+        for row, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(row[3:], other[3:], atol=1e-2 if row[0] in tied else 1e-4, rtol=0)
+
+
+def tied_prompts(model, prompts) -> set[int]:
+    """Prompts of a mixture of experts in which a token's last chosen expert and the next one are as probable as float32
+    can tell: which of them runs hangs on rounding, and so on the batch."""
+    tied: set[int] = set()
+    current = 0
+
+    def look(router, _inputs, output):
+        ranked = output[0].float().softmax(dim=-1).sort(dim=-1, descending=True).values
+        if float((ranked[:, router.top_k - 1] - ranked[:, router.top_k]).min()) < 1e-6:
+            tied.add(current)
+
+    hooks = [block.mlp.gate.register_forward_hook(look) for block in model.blocks if hasattr(block.mlp, "gate")]
+    with torch.inference_mode():
+        for current, prompt in enumerate(prompts if hooks else ()):  # noqa: B007  (read by `look`)
+            model.hf(input_ids=torch.tensor([prompt.ids]), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return tied
 
 
 def test_every_vector_steers_and_random_ones_of_the_same_norm_do_not(warehouse):
