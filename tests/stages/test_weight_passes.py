@@ -93,6 +93,7 @@ def test_an_offloaded_study_gives_the_same_scores_in_one_pass_a_stage(ray_cluste
     )  # other prompts shared the batch
 
 
+@pytest.mark.slow
 def test_the_command_says_how_often_the_weights_passed(ray_cluster, study_file, tmp_path):
     said = Console(file=io.StringIO(), width=200)
     code = run_to_tables(
