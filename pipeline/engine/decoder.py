@@ -54,7 +54,7 @@ class Rotation:
         half = cos.shape[-1] // 2
         return cls(cos[0, :, :half], sin[0, :, :half])
 
-    def at(self, positions: Tensor) -> Rotation:
+    def at(self, positions: Tensor | slice) -> Rotation:
         return Rotation(self.cos[positions], self.sin[positions])
 
     def turn(self, x: Tensor) -> Tensor:
@@ -83,12 +83,12 @@ def run_block(
     Returns the stream, updated in place, or a new one of the segments' ends [R, S, H] (empty for no queries); and, with
     `keep`, the keys and values of its only row. `trunk` holds those that segments with a prefix continue.
     """
+    taken = rotation.at(packing.positions)
     made: list[KeyValues] = []
     ends: list[Tensor] = []
     for piece in packing.pieces(stream.shape[0], chunk):
         x = stream[piece.rows, piece.tokens]
-        here = rotation.at(packing.positions[piece.tokens])
-        tail, key_values = _run_piece(block, x, piece, here, queries, trunk, keep)
+        tail, key_values = _run_piece(block, x, piece, taken.at(piece.tokens), queries, trunk, keep)
         if key_values is not None:
             made.append(key_values)
         if queries == "ends":

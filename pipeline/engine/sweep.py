@@ -178,9 +178,10 @@ def _branch(
     stream = base.new_empty(len(inside), branches.packing.num_tokens, base.shape[-1])
     alive, tail = 0, base
     for at in range(depth):
-        while alive < len(inside) and inside[alive].boundary == at:
-            point = inside[alive]
+        beginning = [point for point in inside[alive:] if point.boundary == at]
+        if beginning:
             start = base[0] if branches.of_trunk is None else base[0, branches.of_trunk]
+        for point in beginning:
             torch.add(start, steps[point.direction, point.layer, point.strength], out=stream[alive])
             alive += 1
         queries: Queries = "ends" if at == depth - 1 else "all"
