@@ -150,12 +150,12 @@ def _warehouse(path: Path) -> Check:
 
 
 def _ray() -> Check:
-    from pipeline.stages.pools import running_ray
+    from pipeline.stages.pools import cluster_size, running_ray
 
     started = time.perf_counter()
     try:
-        with running_ray() as size:
-            seconds = time.perf_counter() - started
+        with running_ray():
+            seconds, size = time.perf_counter() - started, cluster_size()
             found = f"started in {seconds:.0f} s with {size.total('CPU'):g} CPU(s), {size.total('GPU'):g} GPU(s)"
     except Exception as error:
         fix = "see the message; `ray stop` ends a Ray that was left over"

@@ -33,8 +33,8 @@ def run_remotely(address: str, study_file: Path, *, out: Console, err: Console, 
     """
     import ray
 
+    from pipeline.stages.model_run import user_error_in
     from pipeline.stages.pools import WORKER_ENVIRONMENT
-    from pipeline.stages.study_run import user_error_in
 
     here = Path.cwd()
     if not study_file.resolve().is_relative_to(here):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from pipeline.engine.weights import WeightTraffic
-    from pipeline.stages.study_run import Progress, RunSummary, StageTime
+    from pipeline.stages.run_summary import Progress, RunSummary, StageTime
 
 _WIDE_ENOUGH = 110  # characters; the widest brief table is 107
 
@@ -51,8 +51,9 @@ def run_to_tables(
     """
     study = _only(load_study(study_file, list(overrides)), only)
     with err.status("Checking prompts, checkpoints and tokenizers"):
+        from pipeline.stages.run_summary import STAGES, RunSummary
         from pipeline.stages.study_plan import plan_study
-        from pipeline.stages.study_run import STAGES, RunSummary, run_study
+        from pipeline.stages.study_run import run_study
         from pipeline.warehouse.manifest import Warehouse
 
         plan = plan_study(study)

@@ -17,8 +17,13 @@ import pyarrow as pa
 SCHEMA_VERSION = 1
 """Version of the warehouse layout and tables; a warehouse of another version is refused."""
 
-PROMPT_COLUMNS = ("id", "question", "choices", "matching", "path")
-"""One row per prompt, as Ray Data reads `data/concepts/<concept>/<split>.jsonl`; `path` says which file."""
+PROMPT_ROWS = pa.schema(
+    [
+        (name, pa.string())
+        for name in ("concept", "split", "id", "question", "choice_a", "choice_b", "matching")  # matching: A | B
+    ]
+)
+"""One row per prompt, as a study sends it through its stages."""
 
 PAIR_ROWS = pa.schema(
     [

@@ -98,6 +98,9 @@ class ClusterSection(StrictConfig):
     takes over `rank_timeout` seconds. `gang` says where such a replica's ranks may lie: all on one "node", on several
     "nodes" (as few as can be), or "auto": on one where a node is large enough or `gpus = "yes"` lets the cluster grow
     one, else on several. A replica on several waits `reserve_timeout` seconds for the cluster to hold all its ranks.
+    `grows` says whether nodes may come while the study runs ("auto": if `gpus = "yes"`): a model that has no room then
+    asks for it, and the first waits `reserve_timeout` for it. Models run side by side where the cluster has room for
+    the least number of replicas of each.
     """
 
     replicas: int | tuple[int, int] = 1
@@ -106,6 +109,7 @@ class ClusterSection(StrictConfig):
     batch_size: int = Field(default=32, ge=1)
     token_budget: int = Field(default=0, ge=0)
     gang: Literal["auto", "node", "nodes"] = "auto"
+    grows: Literal["auto", "yes", "no"] = "auto"
     rank_timeout: float = Field(default=1800.0, gt=0)
     heartbeat_timeout: float = Field(default=60.0, gt=0)
     reserve_timeout: float = Field(default=3600.0, gt=0)
@@ -117,6 +121,11 @@ class ClusterSection(StrictConfig):
         if least < 1 or most < least:
             raise ValueError("needs 1 <= least <= most")
         return replicas
+
+    @property
+    def can_grow(self) -> bool:
+        """Whether nodes may come while the study runs."""
+        return self.grows == "yes" or (self.grows == "auto" and self.gpus == "yes")
 
     @property
     def replica_range(self) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """The stages of a study on Ray Data, in the order rows pass them:
 
     tensors     arrays as Arrow columns and back
+    prompt_blocks   prompts -> the blocks that travel
     tokenise    prompts -> token ids, through the checkpoint's chat template
     replica     a loaded model inside an actor: token ids -> activations, or -> scores
     reduce      activations -> moments -> steering vectors, merged block by block
@@ -10,6 +11,11 @@
                 (node_ranks); each is a `rank`, and `losses` is how one that is gone is noticed
     telemetry   Ray metrics, and a JSON line a batch in an actor's log
     partition_work  what a model, concept and stage send through a model, by count
+    study_plan  what a study asks for, checked whole before anything is started
+    model_run   one model: extraction, then scoring; each partition published when its last row is there
+    schedule    which models run at the same time
+    descriptions    runs, models and prompts, published before any model runs
+    run_summary what an invocation says of itself
     study_run   one study from start to end: what is missing is computed, published, summed up
 
 Stages before `pools` know nothing of Ray: they are callables from an Arrow table to an Arrow table, tested as such.

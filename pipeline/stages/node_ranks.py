@@ -14,7 +14,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -201,6 +201,11 @@ def free_reservations(run: str) -> int:
         removed += found
         time.sleep(0.5)
     return removed
+
+
+def demand_group(holder: str, bundles: Sequence[Mapping[str, float]]) -> PlacementGroup:
+    """A group that asks the cluster for room as `holder`; the caller removes it."""
+    return placement_group([dict(b) for b in bundles], strategy="PACK", name=f"{holder}/{_job()}/room")
 
 
 def held_reservations(run: str) -> list[str]:

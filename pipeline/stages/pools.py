@@ -4,8 +4,8 @@ Flows in: the study's `[cluster]` section and what the cluster has. Flows out: t
 to Ray Data's `map_batches`, and a running Ray.
 
 A laptop's two cores must carry the model and, at the same time, tokenising, reducing and writing; a model actor
-therefore asks Ray for a little less than the threads it uses, and every other task, reading included, for a tenth of a
-CPU: an operator that finds no CPU free waits for ever (reading asks for a whole one unless told). So small a share lets
+therefore asks Ray for a little less than the threads it uses, and every other task for a tenth of a CPU: an operator
+that finds no CPU free waits for ever. So small a share lets
 Ray start a process for every block at once, so those stages also say how many tasks may run: one a replica.
 """
 
@@ -16,16 +16,17 @@ import math
 import os
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from pipeline.errors import StudyError
-from pipeline.study import ClusterSection
+from pipeline.study import ClusterSection, ModelSection
 
 _T = TypeVar("_T")
 
 _SIDE_CPUS = 0.1  # of one task that tokenises, reduces or writes
 _SPARE_CPUS = 0.5  # left free by model actors for those
+_ACCELERATOR = "accelerator_type:"  # what Ray's resource of a kind of GPU begins with
 _OBJECT_STORE_BYTES = 1 << 30  # of an embedded Ray; activations stream through it and are never all there
 
 
@@ -53,8 +54,15 @@ class ClusterSize:
         return sum(int(node.get(kind, 0.0) / per_rank + 1e-6) for node in self.nodes) // num_ranks
 
 
+def cluster_size() -> ClusterSize:
+    """What the cluster this process is connected to has now."""
+    import ray
+
+    return ClusterSize(tuple(node["Resources"] for node in ray.nodes() if node["Alive"]))
+
+
 @contextmanager
-def running_ray(address: str | None = None) -> Iterator[ClusterSize]:
+def running_ray(address: str | None = None) -> Iterator[None]:
     """A Ray to run on: the one this process is connected to, the cluster at `address`, or an embedded one that ends
     with the block."""
     import ray
@@ -70,7 +78,7 @@ def running_ray(address: str | None = None) -> Iterator[ClusterSize]:
             ray.init(address, runtime_env={"env_vars": WORKER_ENVIRONMENT}, **quiet)
     try:
         _configure_data()
-        yield ClusterSize(tuple(node["Resources"] for node in ray.nodes() if node["Alive"]))
+        yield
     finally:
         if not was_running:
             ray.shutdown()
@@ -89,26 +97,56 @@ def _configure_data() -> None:
 
 @dataclass(frozen=True)
 class Pools:
-    """How the stages of one model are placed. `read` holds arguments of a reader, the others of `map_batches`.
-    `per_rank` is what each rank reserves where a replica may span nodes; None where the pool's actors reserve all."""
+    """How the stages of one model are placed: arguments of `map_batches`. `batch_size` prompts travel together.
+    `per_rank` is what each rank reserves where a replica may span nodes; None where the pool's actors reserve all.
+    `reserves` is what Ray sets aside for the least number of replicas, each entry on one node; `uses` what they keep
+    busy (threads, where Ray is asked for a little less)."""
 
-    read: dict[str, Any]
+    batch_size: int
     tokenise: dict[str, Any]
     model: dict[str, Any]
     side: dict[str, Any]  # reducing and writing
     device: str
     num_threads: int
+    reserves: tuple[dict[str, float], ...]
+    uses: tuple[dict[str, float], ...]
+    can_grow: bool = False
     per_rank: dict[str, float] | None = None
 
 
-def make_pools(cluster: ClusterSection, size: ClusterSize, tensor_parallel: int, model: str) -> Pools:
+def place_model(cluster: ClusterSection, size: ClusterSize, section: ModelSection) -> Pools:
     """Place one model's stages, and have Ray Data wait for as long as its replica may. Raises StudyError when the
-    cluster cannot hold the replica."""
+    cluster cannot hold the replica, or has not the kind of GPU it names, and will not grow."""
+    pools = _pools(cluster, size, section.tensor_parallel, section.name)
+    kind = section.accelerator
+    if kind is None or pools.device != "cuda" or pools.per_rank is not None:
+        return pools  # (ranks on several nodes reserve for themselves)
+    if not pools.can_grow and not size.total(f"{_ACCELERATOR}{kind}"):
+        there = sorted({n.removeprefix(_ACCELERATOR) for node in size.nodes for n in node if _ACCELERATOR in n})
+        raise StudyError(
+            f"model {section.name!r}: accelerator = {kind!r}, but the cluster has "
+            f"{', '.join(there) or 'no known kind'}; change it, or say gpus = 'yes' where the cluster can grow"
+        )
+    marked = {f"{_ACCELERATOR}{kind}": 0.001}  # as Ray asks for it
+    return replace(
+        pools,
+        model={**pools.model, "accelerator_type": kind},
+        reserves=tuple({**bundle, **marked} for bundle in pools.reserves),
+        uses=tuple({**bundle, **marked} for bundle in pools.uses),
+    )
+
+
+def _pools(cluster: ClusterSection, size: ClusterSize, tensor_parallel: int, model: str) -> Pools:
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
     least, most = cluster.replica_range
     use_gpu = cluster.gpus == "yes" or (cluster.gpus == "auto" and size.total("GPU") > 0)
-    kind, can_grow = ("GPU", cluster.gpus == "yes") if use_gpu else ("CPU", False)
+    kind, can_grow = "GPU" if use_gpu else "CPU", cluster.can_grow
+    if can_grow and not use_gpu and not cluster.cpus_per_replica:
+        raise StudyError(
+            f"model {model!r}: on a cluster that grows by CPUs (cluster.grows), say how many a replica takes: "
+            "cluster.cpus_per_replica"
+        )
     threads = _threads(cluster, size, tensor_parallel, most)
     need = tensor_parallel if use_gpu else threads
     spans = _spans_nodes(cluster, tensor_parallel, need <= size.largest(kind) or can_grow)
@@ -126,36 +164,38 @@ def make_pools(cluster: ClusterSection, size: ClusterSize, tensor_parallel: int,
         most = min(most, held)
     if tensor_parallel > 1:
         _be_patient(2 * cluster.rank_timeout + (cluster.reserve_timeout if spans else 0.0))
+    if can_grow:
+        _be_patient(cluster.reserve_timeout)
     placed = {"num_gpus": need} if use_gpu else {"num_cpus": taken}
-    batch = {"batch_size": cluster.batch_size, "batch_format": "pyarrow"}
+    busy = [need / tensor_parallel] * (least * tensor_parallel) if per_rank else [need] * least
+    whole_blocks = {"batch_size": None, "batch_format": "pyarrow"}
     return Pools(
-        read={"num_cpus": _SIDE_CPUS, "concurrency": most},
-        tokenise={"compute": ActorPoolStrategy(size=1), "num_cpus": _SIDE_CPUS, **batch},
+        batch_size=cluster.batch_size,
+        tokenise={"compute": ActorPoolStrategy(size=1), "num_cpus": _SIDE_CPUS, **whole_blocks},
         model={
             "compute": ActorPoolStrategy(min_size=least, max_size=most),
             **({"num_cpus": 0} if spans else placed),  # its ranks reserve for themselves
-            **batch,
-        },
-        side={
-            "compute": TaskPoolStrategy(size=most),
-            "num_cpus": _SIDE_CPUS,
-            "batch_size": None,
+            "batch_size": 1,  # a row is a block of prompts (prompt_blocks)
             "batch_format": "pyarrow",
         },
+        side={"compute": TaskPoolStrategy(size=most), "num_cpus": _SIDE_CPUS, **whole_blocks},
         device="cuda" if use_gpu else "cpu",
         num_threads=max(1, threads // tensor_parallel),
+        reserves=(per_rank,) * (least * tensor_parallel) if per_rank else ({kind: taken},) * least,
+        uses=tuple({kind: float(amount)} for amount in busy),
+        can_grow=can_grow,
         per_rank=per_rank,
     )
 
 
-def _be_patient(gang_life: float) -> None:
-    """Let a stage stand still for as long as a gang may take to be lost, rebuilt and lost for good."""
+def _be_patient(seconds: float) -> None:
+    """Let a stage stand still for as long as a replica may take to come, a gang to be lost, rebuilt, lost for good."""
     import ray.data
 
     from pipeline.stages.gang import REBUILDS
 
     context = ray.data.DataContext.get_current()
-    silence = (REBUILDS + 1) * gang_life
+    silence = (REBUILDS + 1) * seconds
     context.execution_no_progress_timeout_s = max(context.execution_no_progress_timeout_s, silence)
 
 
@@ -184,17 +224,18 @@ def _too_large(model: str, tensor_parallel: int, threads: int, size: ClusterSize
 
 
 @contextmanager
-def ending_gangs(run: str, pools: Pools, results: Iterator[_T]) -> Iterator[Iterator[_T]]:
-    """`results` of one stage; when the block ends, so does the stage, and what its gangs reserved is free again."""
+def ending_gangs(holder: str, pools: Pools, results: Iterator[_T]) -> Iterator[Iterator[_T]]:
+    """`results` of one stage; when the block ends, so does the stage, and what its gangs reserved as `holder` is free
+    again."""
     if pools.per_rank is None:
         yield results
         return
     from pipeline.stages.node_ranks import free_reservations, telling_waits
 
     try:
-        with telling_waits(run):
+        with telling_waits(holder):
             yield results
     finally:
         if isinstance(results, Generator):
             results.close()
-        free_reservations(run)
+        free_reservations(holder)

@@ -1,6 +1,6 @@
 """A loaded model inside an actor. Actors load, call the engine and return Arrow; they hold no maths.
 
-Flows in: PAIR_ROWS or TOKEN_ROWS. Flows out: activation rows (one a pair and side), or score rows.
+Flows in: PAIR_ROWS or TOKEN_ROWS, a block as one row. Flows out: activation rows (one a pair and side), or score rows.
 
 The model runs under DeepSpeed-Inference, in one rank or a gang of them, and is loaded at the first batch, not in the
 constructor: an exception while an actor starts would fail a whole Ray Data job in a way that hides its reason.
@@ -23,6 +23,7 @@ from pipeline.protocols import AnswerForm, Site, StrengthUnit
 from pipeline.schemas import PAIR_ROWS, SCORES, TOKEN_ROWS, activation_rows, require_columns
 from pipeline.stages.gang import Gang, ReplicaSpec
 from pipeline.stages.partition_work import EXTRACT_FORWARDS, sweep_forwards
+from pipeline.stages.prompt_blocks import from_one_row
 from pipeline.stages.rank import requests
 from pipeline.stages.telemetry import Telemetry
 from pipeline.stages.tensors import to_column
@@ -78,6 +79,7 @@ class ExtractActivations(Replica):
         self.site: Site = site
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        batch = from_one_row(batch)
         require_columns("ExtractActivations", batch.column_names, PAIR_ROWS.names)
         encoded: list[EncodedAnswer] = []
         keys: list[tuple[str, str, str]] = []
@@ -123,6 +125,7 @@ class ScorePrompts(Replica):
         return self._directions[concept]
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        batch = from_one_row(batch)
         require_columns("ScorePrompts", batch.column_names, TOKEN_ROWS.names)
         if self._answer_ids is None:
             self._answer_ids = PromptEncoder(load_tokenizer(self.spec.checkpoint), self.score.answer_form).answer_ids

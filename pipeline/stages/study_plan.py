@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.engine.architecture import ArchitectureFacts
 from pipeline.engine.checkpoint import Checkpoint, read_checkpoint, resolve_checkpoint
@@ -134,8 +133,3 @@ def _try_tokenizer(study: Study, model: ModelPlan, concepts: Sequence[ConceptPla
             encoder.prompt(prompt.text, f"concept {prompt.concept!r}, prompt {prompt.id!r}")
     except UserError as error:
         raise type(error)(f"model {model.name!r}: {error}") from error
-
-
-def concept_files(concepts: Sequence[ConceptPlan], split: str) -> dict[str, str]:
-    """File of each concept's split -> concept, as absolute paths."""
-    return {str(Path(c.concept.file(split)).resolve()): c.name for c in concepts}

@@ -1,12 +1,11 @@
 """Prompts to token ids, through the checkpoint's chat template.
 
-Flows in: prompt rows as read from JSON lines. Flows out: PAIR_ROWS (both answers given, for extraction) or TOKEN_ROWS
-(no answer, for scoring). Too long a prompt or a broken answer boundary raises here, before it reaches a model.
+Flows in: PROMPT_ROWS. Flows out: PAIR_ROWS (both answers given, for extraction) or TOKEN_ROWS (no answer, for scoring),
+a block as one row. Too long a prompt or a broken answer boundary raises here, before it reaches a model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,18 +15,18 @@ import pyarrow as pa
 from pipeline.engine.tokens import PromptEncoder, load_tokenizer
 from pipeline.prompts import Prompt
 from pipeline.protocols import AnswerForm, ReadPosition
-from pipeline.schemas import PAIR_ROWS, PROMPT_COLUMNS, TOKEN_ROWS, require_columns
+from pipeline.schemas import PAIR_ROWS, PROMPT_ROWS, TOKEN_ROWS, require_columns
+from pipeline.stages.prompt_blocks import as_one_row, prompts_of
 
 
 @dataclass(frozen=True)
 class TokeniseSpec:
-    """Which tokenizer, how answers are read, and which file belongs to which concept."""
+    """Which tokenizer, how answers are read, and how long a prompt may be."""
 
     checkpoint: Path
     answer_form: AnswerForm
     read_position: ReadPosition
     max_tokens: int
-    concept_of_file: Mapping[str, str]
 
 
 class Tokenise:
@@ -45,22 +44,12 @@ class Tokenise:
         return self._encoder
 
     def prompts(self, batch: pa.Table) -> list[Prompt]:
-        require_columns(type(self).__name__, batch.column_names, PROMPT_COLUMNS)
-        return [
-            Prompt(
-                concept=self.spec.concept_of_file[row["path"]],
-                split=Path(row["path"]).stem,
-                id=row["id"],
-                question=row["question"],
-                choices=(row["choices"][0], row["choices"][1]),
-                matching=row["matching"],
-            )
-            for row in batch.select(PROMPT_COLUMNS).to_pylist()
-        ]
+        require_columns(type(self).__name__, batch.column_names, PROMPT_ROWS.names)
+        return prompts_of(batch)
 
 
 class TokenisePairs(Tokenise):
-    """Each prompt with its matching and its other answer: PAIR_ROWS."""
+    """Each prompt with its matching and its other answer: PAIR_ROWS, as one row."""
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         rows: list[dict[str, Any]] = []
@@ -72,11 +61,11 @@ class TokenisePairs(Tokenise):
                 row[f"ids_{side}"] = encoded.ids
                 row[f"read_{side}"] = encoded.read
             rows.append(row)
-        return pa.Table.from_pylist(rows, schema=PAIR_ROWS)
+        return as_one_row(pa.Table.from_pylist(rows, schema=PAIR_ROWS))
 
 
 class TokenisePrompts(Tokenise):
-    """Each prompt up to the answer: TOKEN_ROWS."""
+    """Each prompt up to the answer: TOKEN_ROWS, as one row."""
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         rows = []
@@ -91,4 +80,4 @@ class TokenisePrompts(Tokenise):
                     "suffix_start": encoded.suffix_start,
                 }
             )
-        return pa.Table.from_pylist(rows, schema=TOKEN_ROWS)
+        return as_one_row(pa.Table.from_pylist(rows, schema=TOKEN_ROWS))

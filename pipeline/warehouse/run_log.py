@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,22 +40,26 @@ class RunLog:
     def __init__(self, root: Path, run: str) -> None:
         self.path = log_file(root, run)
         self.invocation = uuid.uuid4().hex[:12]
+        self._one_at_a_time = threading.Lock()  # models run side by side
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one event. Raises WarehouseError when the log cannot be written."""
         head = {"time": datetime.now(UTC).isoformat(), "invocation": self.invocation, "event": event}
         line = json.dumps({**head, **fields}, allow_nan=False) + "\n"
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        with self._one_at_a_time:
             try:
-                size = os.fstat(descriptor).st_size
-                torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"  # a writer died within a line
-                os.write(descriptor, (b"\n" if torn else b"") + line.encode())
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise WarehouseError(f"cannot write {self.path}: {error.strerror or error}; check the folder") from error
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+                try:
+                    size = os.fstat(descriptor).st_size
+                    torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"  # a writer died within a line
+                    os.write(descriptor, (b"\n" if torn else b"") + line.encode())
+                finally:
+                    os.close(descriptor)
+            except OSError as error:
+                raise WarehouseError(
+                    f"cannot write {self.path}: {error.strerror or error}; check the folder"
+                ) from error
 
 
 def read_log(root: Path, run: str) -> list[dict[str, Any]]:

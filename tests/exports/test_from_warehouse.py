@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.exports.from_warehouse import find_vectors
-from pipeline.stages.study_run import vector_file
+from pipeline.stages.model_run import vector_file
 from tests.exports.vector_warehouse import BEST_LAYER, NUM_LAYERS, drawn_vectors, publish_run
 
 
@@ -94,8 +94,9 @@ def test_strength_one_is_what_the_engine_adds(tmp_path, unit):
 def test_a_real_run_is_found_as_its_own_file_has_it(tmp_path, dense_checkpoint):
     """Through the pipeline's own publisher: the view and the side file hold the same bits."""
     from pipeline.engine.vectors import SteeringVectors, VectorOrigin
+    from pipeline.stages.descriptions import publish_descriptions
+    from pipeline.stages.model_run import _publish_vectors
     from pipeline.stages.study_plan import plan_study
-    from pipeline.stages.study_run import _publish_descriptions, _publish_vectors
     from pipeline.study import load_study
     from pipeline.warehouse.manifest import Warehouse
     from tests.checkpoints import write_concept
@@ -109,7 +110,7 @@ def test_a_real_run_is_found_as_its_own_file_has_it(tmp_path, dense_checkpoint):
     )
     plan = plan_study(load_study(file))
     wh = Warehouse.create(tmp_path / "w")
-    _publish_descriptions(plan, wh)
+    publish_descriptions(plan, wh)
     protocol = plan.study.protocol
     origin = VectorOrigin("m", "kind", protocol.read_site, protocol.read_position, protocol.name)
     ones = np.ones(NUM_LAYERS)

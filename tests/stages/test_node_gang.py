@@ -290,7 +290,7 @@ def test_a_loss_in_mid_study_changes_nothing(nodes, of_one_rank, study_folder, s
             return
         assert progress.done < progress.total
         if loss == "node":
-            nodes.kill_one_of(*held_reservations(plan.study.run_id))
+            nodes.kill_one_of(*held_reservations(f"{plan.study.run_id}/tiny-moe"))
         else:
             words = {"rank": "ray::RankActor", "owner": "ray::MapWorker(MapBatches("}[loss]
             owner = {"extract": "ExtractActivations", "score": "ScorePrompts"}[stage]
@@ -307,7 +307,7 @@ def test_a_loss_in_mid_study_changes_nothing(nodes, of_one_rank, study_folder, s
     assert [row[:3] for row in found] == [row[:3] for row in of_one_rank]
     for new, old in zip(found, of_one_rank, strict=True):
         assert new[3:] == pytest.approx(old[3:], abs=1e-4)
-    assert not held_reservations(plan.study.run_id)
+    assert not held_reservations(f"{plan.study.run_id}/tiny-moe")
     wait_until(lambda: not processes("ray::RankActor"))
     wait_until(nodes.are_free)
 
@@ -322,6 +322,6 @@ def test_a_study_that_is_interrupted_frees_its_gangs(nodes, study_folder, slow_c
 
     with pytest.raises(KeyboardInterrupt):
         run_study(plan, Warehouse.create(tmp_path / "w"), report=interrupt)
-    assert not held_reservations(plan.study.run_id)
+    assert not held_reservations(f"{plan.study.run_id}/tiny-moe")
     wait_until(lambda: not processes("ray::RankActor"))
     wait_until(nodes.are_free)

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import StudyError, WarehouseError
-from pipeline.stages import study_run
+from pipeline.errors import WarehouseError
+from pipeline.stages import model_run
 from pipeline.stages.partition_work import sweep_forwards
 from pipeline.stages.pools import running_ray
+from pipeline.stages.run_summary import RunSummary
 from pipeline.stages.study_plan import plan_study
-from pipeline.stages.study_run import RunSummary, run_study
+from pipeline.stages.study_run import run_study
 from pipeline.study import load_study
 from pipeline.warehouse.manifest import PartitionKey, Warehouse
 from pipeline.warehouse.run_log import read_log
@@ -120,7 +121,7 @@ def test_a_fault_of_ours_is_logged_raised_and_leaves_a_summary_of_what_was_done(
         raise RuntimeError("not what was meant")
         yield
 
-    monkeypatch.setattr(study_run, "_score", broken)
+    monkeypatch.setattr(model_run, "_score", broken)
     summary = RunSummary(plan.study.run_id)
     with pytest.raises(RuntimeError, match="not what was meant"):
         run_study(plan, warehouse, summary=summary)
@@ -140,7 +141,7 @@ def test_an_interruption_is_logged_as_one(extracted, plan, tmp_path, monkeypatch
         raise KeyboardInterrupt
         yield
 
-    monkeypatch.setattr(study_run, "_score", interrupted)
+    monkeypatch.setattr(model_run, "_score", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_study(plan, warehouse)
     rows = {(row.concept, row.stage): row for row in status(warehouse)}
@@ -152,19 +153,3 @@ def test_forwards_of_a_sweep_are_rows_times_blocks():
     assert sweep_forwards(4, (1, 2, 3), 2, "resid_post") == pytest.approx((1 + 1 + 3 + 5) / 4)
     assert sweep_forwards(4, (1, 2, 3), 2, "resid_pre") == pytest.approx((1 + 3 + 5 + 7) / 4)
     assert sweep_forwards(4, (), 2, "resid_post") == 1.0
-
-
-def test_an_accelerator_that_no_node_has_is_refused_where_none_can_come(plan):
-    from pipeline.stages.pools import ClusterSize, make_pools
-
-    cluster = plan.study.file.cluster
-    model = plan.models[0]
-    section = model.section.model_copy(update={"accelerator": "H100"})
-    named = type(model)(section, model.checkpoint, model.lineage, model.layers)
-    size = ClusterSize(({"CPU": 8.0, "GPU": 1.0, "accelerator_type:L40S": 1.0},))
-    pools = make_pools(cluster, size, 1, model.name)
-    with pytest.raises(StudyError, match="'H100', but the cluster has L40S"):
-        study_run._on_accelerator(pools, named, "auto", size)
-    placed = study_run._on_accelerator(pools, named, "yes", size)
-    assert placed.model["accelerator_type"] == "H100"
-    assert study_run._on_accelerator(pools, model, "auto", size) == pools

@@ -6,8 +6,8 @@ import pytest
 from ray.data import DataContext
 
 from pipeline.errors import StudyError
-from pipeline.stages.pools import ClusterSize, make_pools
-from pipeline.study import ClusterSection
+from pipeline.stages.pools import ClusterSize, place_model
+from pipeline.study import ClusterSection, ModelSection
 
 TWO_GPU_NODES = ClusterSize(({"CPU": 4.0}, {"CPU": 16.0, "GPU": 4.0}, {"CPU": 16.0, "GPU": 4.0}))
 TWO_CPU_NODES = ClusterSize(({"CPU": 4.0}, {"CPU": 4.0}))
@@ -22,7 +22,8 @@ def context():
 
 
 def pools(size, tensor_parallel, **cluster):
-    return make_pools(ClusterSection(**cluster), size, tensor_parallel, "tiny")
+    section = ModelSection(name="tiny", path="tiny", tensor_parallel=tensor_parallel)
+    return place_model(ClusterSection(**cluster), size, section)
 
 
 def test_a_gang_that_fits_a_node_is_reserved_by_its_actor():
@@ -80,3 +81,30 @@ def test_on_cpus_a_replica_larger_than_a_node_spans_nodes_and_one_rank_takes_wha
 def test_ray_data_waits_longer_than_a_gang_may_take_to_be_lost_for_good(context):
     pools(TWO_GPU_NODES, 8)
     assert context.execution_no_progress_timeout_s >= 4 * (3600 + 2 * 1800)
+
+
+def test_an_accelerator_that_no_node_has_is_refused_where_none_can_come():
+    size = ClusterSize(({"CPU": 8.0, "GPU": 1.0, "accelerator_type:L40S": 1.0},))
+    section = ModelSection(name="tiny", path="tiny", accelerator="H100")
+    with pytest.raises(StudyError, match="'H100', but the cluster has L40S"):
+        place_model(ClusterSection(), size, section)
+    placed = place_model(ClusterSection(gpus="yes"), size, section)
+    assert placed.model["accelerator_type"] == "H100"
+    assert placed.uses == ({"GPU": 1.0, "accelerator_type:H100": 0.001},)
+    unnamed = section.model_copy(update={"accelerator": None})
+    assert "accelerator_type" not in place_model(ClusterSection(), size, unnamed).model
+
+
+def test_a_replica_keeps_busy_the_threads_it_has_and_reserves_a_little_less():
+    alone = pools(TWO_CPU_NODES, 1, replicas=(2, 3), cpus_per_replica=2)
+    assert (alone.uses, alone.reserves) == (({"CPU": 2.0},) * 2, ({"CPU": 1.5},) * 2)
+    spanning = pools(TWO_CPU_NODES, 2)
+    assert (spanning.uses, spanning.reserves) == (({"CPU": 4.0},) * 2, ({"CPU": 3.75},) * 2)
+
+
+def test_a_cluster_that_grows_by_cpus_must_say_how_many_a_replica_takes():
+    with pytest.raises(StudyError, match=r"'tiny'.*cluster\.cpus_per_replica"):
+        pools(NO_WORKERS, 1, grows="yes")
+    grown = pools(NO_WORKERS, 1, grows="yes", cpus_per_replica=2)
+    assert (grown.can_grow, grown.num_threads) == (True, 2)
+    assert not pools(TWO_CPU_NODES, 1, gpus="no").can_grow

@@ -16,9 +16,10 @@ from pipeline.engine.tokens import PromptEncoder
 from pipeline.engine.vectors import SteeringVectors
 from pipeline.errors import ActivationError, UserError
 from pipeline.prompts import Concept, read_concept
-from pipeline.stages import study_run
+from pipeline.stages.model_run import user_error_in, vector_file
+from pipeline.stages.pools import running_ray
 from pipeline.stages.study_plan import plan_study
-from pipeline.stages.study_run import run_study, user_error_in, vector_file
+from pipeline.stages.study_run import run_study
 from pipeline.study import load_study
 from pipeline.warehouse.manifest import PartitionKey, Warehouse
 from pipeline.warehouse.results import fetch_result
@@ -49,7 +50,7 @@ RECOMPUTED = 1e-4  # other prompts shared the batch: a score may move by 1e-5, a
 @pytest.fixture(scope="module")
 def ray_cluster():
     """One embedded Ray for all tests here: starting one takes seconds."""
-    with study_run.running_ray():
+    with running_ray():
         yield
 
 

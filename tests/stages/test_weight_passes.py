@@ -11,8 +11,9 @@ from rich.console import Console
 
 from pipeline.engine.weights import WeightTraffic
 from pipeline.run_command import run_to_tables
+from pipeline.stages.pools import running_ray
 from pipeline.stages.study_plan import plan_study
-from pipeline.stages.study_run import run_study, running_ray
+from pipeline.stages.study_run import run_study
 from pipeline.stages.weight_passes import BATCH_BYTES, PROMPTS_PER_BATCH, prompts_per_batch, together
 from pipeline.study import load_study
 from pipeline.warehouse.manifest import Warehouse

@@ -1,0 +1,75 @@
+"""What one invocation of a study says of itself: while it runs, and at its end.
+
+Flows in: partitions asked for, found, computed and failed, and the times of each model's stages. Flows out: what is
+left, and what the command prints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from pipeline.engine.weights import WeightTraffic
+from pipeline.errors import UserError
+from pipeline.warehouse.layout import PartitionKey
+
+Stage = Literal["extract", "score"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a study says of itself while it runs: `done` of `total` prompts of one model's stage."""
+
+    model: str
+    stage: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """Where the time of one model's stage went, in seconds of wall time. `start_up` is from asking for the pool to
+    its first result (processes, imports, weights, first batch), `work` all after that. `weights` is what of an
+    offloaded model's weights passed, in all its replicas."""
+
+    model: str
+    stage: str
+    num_prompts: int
+    start_up: float
+    work: float
+    weights: WeightTraffic | None = None
+
+    @property
+    def prompts_per_pass(self) -> float:
+        """Prompts that shared one pass of an offloaded model's weights."""
+        return self.num_prompts / self.weights.num_passes if self.weights and self.weights.num_passes else 0.0
+
+
+@dataclass
+class RunSummary:
+    """What one invocation did. `wanted` are the partitions asked for; `failures` maps a model to why it lacks some."""
+
+    run: str
+    wanted: list[PartitionKey] = field(default_factory=list)
+    seconds: float = 0.0
+    start_ray: float = 0.0
+    times: list[StageTime] = field(default_factory=list)
+    computed: list[PartitionKey] = field(default_factory=list)
+    skipped: list[PartitionKey] = field(default_factory=list)
+    failures: dict[str, UserError] = field(default_factory=dict)
+
+    @property
+    def num_model_prompts(self) -> int:
+        """Prompts that went through a model, extraction and scoring together."""
+        return sum(t.num_prompts for t in self.times)
+
+    @property
+    def remaining(self) -> list[PartitionKey]:
+        """Partitions asked for that are not there."""
+        there = {*self.computed, *self.skipped}
+        return [key for key in self.wanted if key not in there]
+
+    def concepts_left(self, model: str, stage: str) -> list[str]:
+        """Concepts of which `stage` of `model` was asked for and is not there."""
+        return [key.concept or "" for key in self.remaining if (key.model, key.stage) == (model, stage)]
