@@ -2,14 +2,17 @@
 
 Flows in: PAIR_ROWS or TOKEN_ROWS, a block as one row. Flows out: activation rows (one a pair and side), or score rows.
 
-The model runs under DeepSpeed-Inference, in one rank or a gang of them, and is loaded at the first batch, not in the
-constructor: an exception while an actor starts would fail a whole Ray Data job in a way that hides its reason.
+The model runs under DeepSpeed-Inference, in one rank or a gang of them. A gang is built at the first batch; one rank
+loads in a thread that starts with the actor, beside the tokenising of the first batch, and what goes wrong is raised at
+that batch: an exception while an actor starts would fail a whole Ray Data job in a way that hides its reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,21 +45,31 @@ class Replica:
         self.spec = spec
         self._passes = passes
         self.telemetry = Telemetry(spec.name, stage)
-        self._model: Model | None = None
-        self._gang: Gang | None = None
+        self._gang = Gang(spec) if spec.num_ranks > 1 else None
+        self._loading: Future[Model] | None = None if self._gang else _in_background(self._load)
+
+    @cached_property
+    def model(self) -> Model:
+        """The model of one rank, once it is loaded. Raises what loading it raised."""
+        import torch
+
+        assert self._loading is not None, "the ranks of a gang hold the model"
+        loaded = self._loading.result()
+        torch.set_num_threads(self.spec.num_threads)  # (each thread has its own count)
+        return loaded
+
+    def ready(self) -> None:
+        """Wait for the model, so that loading is not counted as work; a gang is built at its first request."""
+        if self._gang is None:
+            _ = self.model
 
     def ask(self, request: str, *args: Any) -> Any:
         """The answer to one of `rank.requests`."""
-        if self.spec.num_ranks > 1:
-            if self._gang is None:
-                self._gang = Gang(self.spec)
+        if self._gang is not None:
             return self._gang.ask(request, *args)
-        if self._model is None:
-            with self.telemetry.loading():
-                self._model = self._load()
-        answer = requests()[request](self._model, *args)
-        if self._passes is not None and self._model.traffic is not None:
-            self._passes.write(self._model.traffic)
+        answer = requests()[request](self.model, *args)
+        if self._passes is not None and self.model.traffic is not None:
+            self._passes.write(self.model.traffic)
         return answer
 
     def _load(self) -> Model:
@@ -65,10 +78,18 @@ class Replica:
         from pipeline.engine.model import load_model, with_deepspeed
 
         spec = self.spec
-        torch.set_num_threads(spec.num_threads)
-        model = load_model(spec.checkpoint, spec.dtype, spec.device, spec.name, spec.offload)
-        # init_inference puts every parameter onto the device, which an offloaded model does not fit into
-        return model if model.offloaded else with_deepspeed(model)
+        with self.telemetry.loading():
+            torch.set_num_threads(spec.num_threads)
+            model = load_model(spec.checkpoint, spec.dtype, spec.device, spec.name, spec.offload)
+            # init_inference puts every parameter onto the device, which an offloaded model does not fit into
+            return model if model.offloaded else with_deepspeed(model)
+
+
+def _in_background(load: Callable[[], Model]) -> Future[Model]:
+    thread = ThreadPoolExecutor(1, "load")
+    loading = thread.submit(load)
+    thread.shutdown(wait=False)
+    return loading
 
 
 class ExtractActivations(Replica):
@@ -87,6 +108,7 @@ class ExtractActivations(Replica):
             for side in ("matching", "other"):
                 encoded.append(EncodedAnswer(tuple(row[f"ids_{side}"]), row[f"read_{side}"]))
                 keys.append((row["concept"], row["pair"], side))
+        self.ready()
         names = [f"concept {concept!r}, prompt {pair!r}" for concept, pair, _ in keys]
         with self.telemetry.batch(len(batch), sum(len(e.ids) for e in encoded), EXTRACT_FORWARDS * len(batch)):
             activations = self.ask("read_activations", encoded, self.site, self.spec.token_budget, names)
@@ -129,6 +151,7 @@ class ScorePrompts(Replica):
         require_columns("ScorePrompts", batch.column_names, TOKEN_ROWS.names)
         if self._answer_ids is None:
             self._answer_ids = PromptEncoder(load_tokenizer(self.spec.checkpoint), self.score.answer_form).answer_ids
+        self.ready()
         rows = batch.to_pylist()
         tables = []
         for concept in dict.fromkeys(row["concept"] for row in rows):

@@ -35,24 +35,22 @@ class Telemetry:
     def __init__(self, model: str, stage: str) -> None:
         self._tags = {"model": model, "stage": stage}
         self._metrics: dict[str, Any] | None = None
-        self._load_seconds = 0.0  # of the batch under way
 
     @contextmanager
     def loading(self) -> Iterator[None]:
         """Around loading the model."""
         started = time.perf_counter()
         yield
-        self._load_seconds = time.perf_counter() - started
-        self._tell("loaded", {}, seconds=self._load_seconds)
-        self._count(steer_model_loads=1, steer_model_load_seconds=self._load_seconds)
+        seconds = time.perf_counter() - started
+        self._tell("loaded", {}, seconds=seconds)
+        self._count(steer_model_loads=1, steer_model_load_seconds=seconds)
 
     @contextmanager
     def batch(self, prompts: int, tokens: int, forwards: float) -> Iterator[None]:
         """Around the work on a batch; one that raises is not counted."""
-        self._load_seconds = 0.0
         started = time.perf_counter()
         yield
-        seconds = max(0.0, time.perf_counter() - started - self._load_seconds)
+        seconds = time.perf_counter() - started
         counts = {"prompts": prompts, "tokens": tokens, "forwards": round(forwards, 3)}
         self._tell("batch", counts, seconds=seconds)
         self._count(steer_prompts=prompts, steer_tokens=tokens, steer_forwards=forwards, steer_model_seconds=seconds)
