@@ -24,7 +24,7 @@ from pipeline.stages.pools import ClusterSize, Pools
 from pipeline.study import ModelSection
 
 _LOOK_SECONDS = 1.0  # how often room is looked for while models run
-_STOP_SECONDS = 10.0  # given to models to end when the run is told to
+_STOP_SECONDS = 1.0  # given to models to end when the run is told to; `ray job stop` kills after 3
 
 Resources = Mapping[str, float]
 
