@@ -67,9 +67,14 @@ class WorkBook:
         import ray
         from ray.exceptions import RayError
 
+        if not ray.is_initialized():  # (else the call below would start a Ray of its own)
+            return self._told(model, stage)
         with suppress(RayError):  # a lost book: what was read before, and what living replicas write from now on
             self._known.update(ray.get(self._actor.read.remote(), timeout=_READ_SECONDS))
-        return together(work for line, work in self._known.items() if line[:2] == (model, stage))
+        return self._told(model, stage)
+
+    def _told(self, model: str, stage: str) -> Work:
+        return together(work for line, work in list(self._known.items()) if line[:2] == (model, stage))
 
 
 class Pen:
