@@ -230,7 +230,8 @@ def test_a_writer_killed_between_two_files_doubles_no_row(cluster, plan, undistu
         Written.write_table = write_table
 
     warehouse = with_vectors(undisturbed[0], plan, tmp_path)
-    environment = {"worker_process_setup_hook": die_once_between_two_files}
+    path = {"PYTHONPATH": str(ROOT)}  # the hook runs before a worker knows the driver's
+    environment = {"worker_process_setup_hook": die_once_between_two_files, "env_vars": path}
     ray.init(cluster.address, runtime_env=environment, log_to_driver=False)
     try:
         with running_ray():
@@ -262,11 +263,11 @@ class Driver:
                 env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True,
             )  # fmt: skip
 
-    def wait_for(self, condition, seconds: float = 180.0) -> None:
+    def wait_for(self, condition, seconds: float = 300.0) -> None:
         wait_until(lambda: condition() or self.process.poll() is not None, seconds)
         assert self.process.poll() is None, self.said
 
-    def ends(self, seconds: float = 180.0) -> int:
+    def ends(self, seconds: float = 300.0) -> int:
         return self.process.wait(seconds)
 
     @property
