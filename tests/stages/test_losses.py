@@ -254,7 +254,7 @@ class Driver:
     """`steer run` in a process of its own."""
 
     def __init__(self, study_file: Path, warehouse: Path, address: str, log: Path, code: str = "") -> None:
-        started = ["-c", code, "steer"] if code else ["-m", "pipeline"]
+        started = ["-c", code] if code else ["-m", "pipeline"]
         command = [sys.executable, *started, "run", str(study_file), "--warehouse", str(warehouse)]
         self.log = log
         with log.open("w") as stream:
