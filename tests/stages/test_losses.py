@@ -402,6 +402,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_room_lets_it_go_on(
 def test_a_head_that_dies_ends_the_run_with_words_and_another_head_goes_on(drive, plan, undisturbed, tmp_path):
     warehouse = with_vectors(undisturbed[0], plan, tmp_path)
     first = Nodes()
+    lost = f"the head of the Ray cluster at {first.address} was lost; what was finished is kept; to go on, once"
     try:
         for _ in range(2):
             first.cluster.add_node(num_cpus=1)
@@ -416,7 +417,6 @@ def test_a_head_that_dies_ends_the_run_with_words_and_another_head_goes_on(drive
     last = driver.said.strip().splitlines()[-3:]
     assert "done: 3 of 4 partition(s)" in last[0], driver.said
     assert last[1] == "not done: score of tiny: bold"
-    lost = f"the head of the Ray cluster at {first.address} was lost; what was finished is kept; to go on, once"
     assert last[2].startswith(lost)
     rows = assert_whole_and_right(warehouse, undisturbed[0], ("kind",))
     second = Nodes()
