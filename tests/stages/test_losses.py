@@ -6,7 +6,6 @@ With `-s` each test prints what it measured, one JSON line a loss (`benchmarks/r
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -18,7 +17,6 @@ from pathlib import Path
 import pytest
 import ray
 
-from pipeline.stages.partition_work import partition_work
 from pipeline.stages.pools import running_ray
 from pipeline.stages.study_plan import plan_study
 from pipeline.stages.study_run import run_study
@@ -28,6 +26,7 @@ from pipeline.warehouse.results import fetch_result
 from pipeline.warehouse.run_log import read_log
 from pipeline.warehouse.views import connect
 from tests.checkpoints import make_checkpoint, write_concept
+from tests.stages.counting import planned_forwards, tell, work_keys
 from tests.stages.ray_nodes import Nodes, raylet, wait_until
 
 pytestmark = pytest.mark.slow
@@ -134,31 +133,10 @@ def assert_whole_and_right(warehouse: Warehouse, undisturbed: Warehouse, concept
     return sum(len(rows) for rows in found.values())
 
 
-def planned_forwards(plan, keys) -> float:
-    model = plan.models[0]
-    concepts = {c.name: c for c in plan.concepts}
-    return sum(partition_work(plan, model, concepts[key.concept], key.stage).forwards for key in keys)
-
-
-def work_keys(plan) -> list[PartitionKey]:
-    run, names = plan.study.run_id, [c.name for c in plan.concepts]
-    return [PartitionKey(run, stage, "tiny", name) for stage in ("extract", "score") for name in names]
-
-
-def tell(loss: str, **measured) -> None:
-    """Print what was measured."""
-    rounded = {name: round(value, 1) if isinstance(value, float) else value for name, value in measured.items()}
-    print("\n" + json.dumps({"loss": loss, **rounded}))
-
-
-def of_stage(plan, stage: str) -> list[PartitionKey]:
-    return [key for key in work_keys(plan) if key.stage == stage]
-
-
 def with_vectors(undisturbed: Warehouse, plan, folder: Path) -> Warehouse:
     """A copy of the undisturbed warehouse that has vectors and no scores yet."""
     copy = Warehouse.open(shutil.copytree(undisturbed.root, folder / "w", ignore=shutil.ignore_patterns("logs")))
-    for key in of_stage(plan, "score"):
+    for key in work_keys(plan, "score"):
         assert copy.retract(key)
     return copy
 
@@ -202,9 +180,9 @@ def test_a_lost_worker_node_changes_nothing(nodes, plan, undisturbed, tmp_path, 
     assert strike.done_when_hit, "nothing was lost: the test did not do what it is for"
     assert not summary.failures, summary.failures
     rows = assert_whole_and_right(warehouse, undisturbed[0], tuple(NUM_TEST) if stage == "score" else ())
-    planned = planned_forwards(plan, of_stage(plan, stage))
+    planned = planned_forwards(plan, work_keys(plan, stage))
     assert summary.forwards >= planned - 1e-6  # what was done twice counts twice
-    assert set(summary.computed) == set(of_stage(plan, stage))
+    assert set(summary.computed) == set(work_keys(plan, stage))
     tell(
         f"worker node, in {stage}", prompts_then=strike.done_when_hit, rows_after=rows, forwards_planned=planned,
         forwards=summary.forwards, seconds=strike.seconds,
@@ -242,7 +220,7 @@ def test_a_writer_killed_between_two_files_doubles_no_row(cluster, plan, undistu
     assert not summary.failures, summary.failures
     assert not (warehouse.root / mark.read_text()).exists(), "the lost attempt's file was not swept"
     rows = assert_whole_and_right(warehouse, undisturbed[0])
-    planned = planned_forwards(plan, of_stage(plan, "score"))
+    planned = planned_forwards(plan, work_keys(plan, "score"))
     assert summary.forwards == pytest.approx(planned)  # the block was still there: only the writing was done again
     tell("writer between two files", rows_after=rows, forwards_planned=planned, forwards=summary.forwards)
 
@@ -394,7 +372,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_room_lets_it_go_on(
     visible = {concept for stage, concept in published(warehouse, plan) if stage == "score"}
     rows = assert_whole_and_right(warehouse, undisturbed[0], tuple(visible))
     resize(100_000)
-    missing = [key for key in of_stage(plan, "score") if key.concept not in visible]
+    missing = [key for key in work_keys(plan, "score") if key.concept not in visible]
     assert missing, "the disk was large enough"
     tell("disk full", rows_then=rows, **go_on(plan, warehouse, undisturbed[0], missing))
 

@@ -28,6 +28,7 @@ from pipeline.warehouse.manifest import Warehouse
 from pipeline.warehouse.results import fetch_result
 from pipeline.warehouse.views import connect
 from tests.checkpoints import make_checkpoint, write_concept
+from tests.stages.counting import planned_forwards, tell, work_keys
 from tests.stages.ray_nodes import Nodes, processes, wait_until
 
 TEXTS = [f"Would you say {'so and ' * n}so?\n\nChoices:\n (A) yes\n (B) no" for n in range(4)]
@@ -251,6 +252,12 @@ def test_a_loss_in_mid_study_changes_nothing(nodes, of_one_rank, study_folder, s
     summary = run_study(plan, warehouse, report=strike)
     assert hit, "nothing was lost: the test did not do what it is for"
     assert not summary.failures, summary.failures
+    planned = planned_forwards(plan, work_keys(plan))
+    redone = summary.forwards - planned
+    assert (
+        redone == pytest.approx(0, abs=1e-6) if loss == "rank" else redone > -1e-6
+    )  # a gang is asked again for its batch
+    tell(f"{loss} of a gang over nodes, in {stage}", forwards_planned=planned, forwards=summary.forwards)
     found = scores(warehouse)
     assert [row[:3] for row in found] == [row[:3] for row in of_one_rank]
     for new, old in zip(found, of_one_rank, strict=True):
