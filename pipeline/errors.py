@@ -54,5 +54,9 @@ class QueryError(UserError):
     """SQL that is wrong, or that is not a read-only query over the views."""
 
 
+class ClusterError(UserError):
+    """A Ray cluster does not answer, or its head was lost (address, fix)."""
+
+
 class ReplicaError(UserError):
     """A model replica was lost again and again (memory, a device, a rank that hangs)."""

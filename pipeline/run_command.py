@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.errors import StudyError, UserError
+from pipeline.errors import ClusterError, StudyError, UserError
 from pipeline.study import Study, load_study
 
 if TYPE_CHECKING:
@@ -68,7 +68,13 @@ def run_to_tables(
     stages = STAGES if stage == "all" else (stage,)
     try:
         with _native_messages_to(warehouse.root / "logs" / f"{study.run_id}.log"), _Display(err) as display:
-            run_study(plan, warehouse, fresh, address, display.show, stages, summary)
+
+            def tell_head_lost(error: ClusterError) -> None:
+                display.stop()
+                how = f"{error}; what was finished is kept; to go on, once there is a cluster: {again}"
+                _print_end(summary, warehouse.root, how, err)
+
+            run_study(plan, warehouse, fresh, address, display.show, stages, summary, tell_head_lost)
     except KeyboardInterrupt:
         _print_end(summary, warehouse.root, f"interrupted; what was finished is kept; to go on: {again}", err)
         return 130
@@ -135,6 +141,9 @@ class _Display(AbstractContextManager["_Display"]):
         return self
 
     def __exit__(self, *exc: Any) -> None:
+        self.stop()
+
+    def stop(self) -> None:
         self._bars.stop()
 
     def show(self, progress: Progress) -> None:
@@ -149,8 +158,8 @@ class _Display(AbstractContextManager["_Display"]):
 def _print_summary(summary: RunSummary, err: Console) -> None:
     done, kept = len(summary.computed), len(summary.skipped)
     err.print(
-        f"{done} partition(s) computed, {kept} already there, {summary.num_model_prompts} prompts through a model, "
-        f"{summary.seconds:.1f} s",
+        f"{done} partition(s) computed, {kept} already there, {summary.num_model_prompts} prompts through a model "
+        f"({summary.forwards:,.0f} forwards), {summary.seconds:.1f} s",
         highlight=False,
     )
     if not summary.times:
@@ -158,11 +167,12 @@ def _print_summary(summary: RunSummary, err: Console) -> None:
     table = Table(title="Where the time went (seconds)", title_justify="left")
     for column in ("model", "stage"):
         table.add_column(column)
-    for column in ("prompts", "start-up", "work"):
+    for column in ("prompts", "forwards", "start-up", "work"):
         table.add_column(column, justify="right")
-    table.add_row("", "start Ray", "", f"{summary.start_ray:.1f}", "")
+    table.add_row("", "start Ray", "", "", f"{summary.start_ray:.1f}", "")
     for each in summary.times:
-        table.add_row(each.model, each.stage, str(each.num_prompts), f"{each.start_up:.1f}", f"{each.work:.1f}")
+        counts = (str(each.num_prompts), f"{each.forwards:,.0f}")
+        table.add_row(each.model, each.stage, *counts, f"{each.start_up:.1f}", f"{each.work:.1f}")
     err.print(table)
     for each in summary.times:
         if each.weights is not None:

@@ -88,7 +88,7 @@ class SteeringVectors:
     def save(self, file: Path) -> None:
         """Write one safetensors file: tensors `vectors`, `residual_norm`, `standard_error`, `coherence`; origin and
         num_pairs in its metadata."""
-        from safetensors.numpy import save_file
+        from safetensors import numpy as safetensors
 
         arrays = {
             "vectors": self.vectors,
@@ -98,9 +98,8 @@ class SteeringVectors:
         }
         metadata = {key: str(value) for key, value in asdict(self.origin).items()}
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(
-            arrays, str(file), metadata={"steering_vectors": json.dumps(metadata), "num_pairs": str(self.num_pairs)}
-        )
+        told = {"steering_vectors": json.dumps(metadata), "num_pairs": str(self.num_pairs)}
+        file.write_bytes(safetensors.save(arrays, told))  # (whose errors are the operating system's)
 
     @classmethod
     def load(cls, file: Path) -> SteeringVectors:

@@ -9,6 +9,9 @@
     pools       how many actors of what size; Ray's own settings
     gang        the ranks that hold one model together, as processes of an actor (child_ranks) or as actors over nodes
                 (node_ranks); each is a `rank`, and `losses` is how one that is gone is noticed
+    work_book   what really went through the models, counted as it is done
+    weight_passes   batches that take few passes of an offloaded model's weights
+    head_watch  the loss of the cluster's head, told in time
     telemetry   Ray metrics, and a JSON line a batch in an actor's log
     partition_work  what a model, concept and stage send through a model, by count
     study_plan  what a study asks for, checked whole before anything is started

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Event
@@ -18,7 +19,7 @@ import pyarrow as pa
 
 from pipeline.engine.sweep import SweepGrid
 from pipeline.engine.vectors import SteeringVectors, VectorOrigin
-from pipeline.errors import UserError
+from pipeline.errors import UserError, WarehouseError
 from pipeline.schemas import VECTORS
 from pipeline.stages.gang import ReplicaSpec, Reservation
 from pipeline.stages.pools import Pools, ending_gangs
@@ -28,8 +29,10 @@ from pipeline.stages.replica import ExtractActivations, ScorePrompts, ScoreSpec
 from pipeline.stages.run_summary import Progress, RunSummary, Stage, StageTime
 from pipeline.stages.study_plan import ConceptPlan, ModelPlan, StudyPlan
 from pipeline.stages.tokenise import TokenisePairs, TokenisePrompts, TokeniseSpec
-from pipeline.stages.weight_passes import TrafficBook, TrafficWriter, prompts_per_batch
+from pipeline.stages.weight_passes import prompts_per_batch
+from pipeline.stages.work_book import Pen, WorkBook
 from pipeline.stages.write import WriteScores
+from pipeline.warehouse.disk import writing
 from pipeline.warehouse.manifest import DataFile, PartitionKey, Warehouse
 from pipeline.warehouse.run_log import RunLog
 
@@ -74,6 +77,7 @@ class RunContext:
     log: RunLog
     report: Callable[[Progress], None]
     stopping: Event
+    book: WorkBook
 
 
 def run_model(work: ModelWork, pools: Pools, run: RunContext) -> None:
@@ -97,7 +101,8 @@ def fail_model(work: ModelWork, error: Exception, run: RunContext, failed: Stage
     stage = next(iter(work.stages)) if failed is None else failed
     under_way = {c.name for c in work.stages[stage]}
     left = [name for name in run.summary.concepts_left(work.model.name, stage) if name in under_way]
-    run.log.write("failed", model=work.model.name, stage=stage, concepts=left, **told(error))
+    with suppress(WarehouseError):  # a full disk, say: the reason stands in the summary, and must not be hidden
+        run.log.write("failed", model=work.model.name, stage=stage, concepts=left, **told(error))
     if isinstance(error, UserError):
         run.summary.failures[work.model.name] = error
 
@@ -115,25 +120,26 @@ def _run_stage(work: ModelWork, stage: Stage, pools: Pools, run: RunContext) -> 
     run.log.write("stage_started", model=model.name, stage=stage, concepts=[c.name for c in concepts])
     begun = first = time.perf_counter()
     done = 0
-    offloaded = model.section.offload != "none"
-    book = TrafficBook() if offloaded else None
-    placed = _few_passes(plan, model, stage, total, pools) if offloaded else pools
-    results = compute(work, concepts, placed, run, book.writer() if book else None)
-    with ending_gangs(work.holder, pools, results) as results:
-        for key, num_prompts in results:
-            first = time.perf_counter() if not done else first
-            done += num_prompts
-            run.report(Progress(model.name, stage, done, total))
-            if key is not None:
-                run.summary.computed.append(key)
-                run.log.write("published", model=model.name, stage=stage, concept=key.concept)
-    ended = time.perf_counter()
-    weights = book.total() if book else None
-    spent = StageTime(model.name, stage, done, first - begun, ended - first, weights)
-    run.summary.times.append(spent)
-    seconds = {"start_up": round(spent.start_up, 3), "work": round(spent.work, 3)}
-    passed = {"weights": asdict(weights)} if weights else {}
-    run.log.write("stage_ended", model=model.name, stage=stage, prompts=done, **seconds, **passed)
+    placed = _few_passes(plan, model, stage, total, pools) if model.section.offload != "none" else pools
+    results = compute(work, concepts, placed, run, run.book.pen(model.name, stage))
+    try:
+        with ending_gangs(work.holder, pools, results) as results:
+            for key, num_prompts in results:
+                first = time.perf_counter() if not done else first
+                done += num_prompts
+                run.report(Progress(model.name, stage, done, total))
+                if key is not None:
+                    run.summary.computed.append(key)
+                    so_far = round(run.book.work(model.name, stage).forwards, 3)
+                    run.log.write("published", model=model.name, stage=stage, concept=key.concept, forwards=so_far)
+    finally:
+        seconds = {"start_up": first - begun, "work": time.perf_counter() - first}
+        through = run.book.work(model.name, stage)
+        counts = {"forwards": through.forwards, **seconds}
+        run.summary.times.append(StageTime(model.name, stage, through.num_prompts, **counts, weights=through.weights))
+    told_counts = {name: round(value, 3) for name, value in counts.items()}
+    passed = {"weights": asdict(through.weights)} if through.weights else {}
+    run.log.write("stage_ended", model=model.name, stage=stage, prompts=through.num_prompts, **told_counts, **passed)
 
 
 def _few_passes(plan: StudyPlan, model: ModelPlan, stage: Stage, num_prompts: int, pools: Pools) -> Pools:
@@ -145,7 +151,7 @@ def _few_passes(plan: StudyPlan, model: ModelPlan, stage: Stage, num_prompts: in
 
 
 def _extract(
-    work: ModelWork, concepts: Sequence[ConceptPlan], pools: Pools, run: RunContext, passes: TrafficWriter | None
+    work: ModelWork, concepts: Sequence[ConceptPlan], pools: Pools, run: RunContext, pen: Pen
 ) -> Iterator[tuple[PartitionKey | None, int]]:
     """Yields, as results arrive, the partition just published (or None) and how many pairs arrived."""
     plan, model = work.plan, work.model
@@ -155,7 +161,7 @@ def _extract(
     )
     moments = pairs.map_batches(
         ExtractActivations,
-        fn_constructor_args=(_replica_spec(work, pools), protocol.read_site, passes),
+        fn_constructor_args=(_replica_spec(work, pools), protocol.read_site, pen),
         **pools.model,
     ).map_batches(partial_moments, **pools.side)
     reducer = VectorReducer()
@@ -193,14 +199,15 @@ def _publish_vectors(
         schema=VECTORS,
     )
     side_file = warehouse.new_file("", key, _SAFETENSORS)
-    vectors.save(side_file)
+    with writing(side_file):
+        vectors.save(side_file)
     files = [warehouse.write_table("vectors", key, rows), warehouse.describe("", side_file)]
     warehouse.publish(key, files, plan.extract_fingerprint(model, concept), {"num_pairs": vectors.num_pairs})
     return key
 
 
 def _score(
-    work: ModelWork, concepts: Sequence[ConceptPlan], pools: Pools, run: RunContext, passes: TrafficWriter | None
+    work: ModelWork, concepts: Sequence[ConceptPlan], pools: Pools, run: RunContext, pen: Pen
 ) -> Iterator[tuple[PartitionKey | None, int]]:
     """Yields, as files are written, the partition just published (or None) and how many prompts are in them."""
     plan, model, warehouse = work.plan, work.model, run.warehouse
@@ -216,7 +223,7 @@ def _score(
     files = (
         _read_prompts(plan, concepts, "test", pools)
         .map_batches(TokenisePrompts, fn_constructor_args=(_tokenise_spec(plan, model),), **pools.tokenise)
-        .map_batches(ScorePrompts, fn_constructor_args=(_replica_spec(work, pools), score, passes), **pools.model)
+        .map_batches(ScorePrompts, fn_constructor_args=(_replica_spec(work, pools), score, pen), **pools.model)
         .map_batches(WriteScores(warehouse.root, study.run_id, model.name), **pools.side)
     )
     steered = sum(s != 0 for s in grid.strengths)

@@ -15,11 +15,12 @@ import logging
 import math
 import os
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from pipeline.errors import StudyError
+from pipeline.errors import ClusterError, StudyError
+from pipeline.stages.head_watch import answers
 from pipeline.study import ClusterSection, ModelSection
 
 _T = TypeVar("_T")
@@ -75,6 +76,8 @@ def running_ray(address: str | None = None) -> Iterator[None]:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             ray.init("local", num_cpus=cores, include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
         else:
+            if ":" in address and not answers(address):  # Ray itself would try for two minutes
+                raise ClusterError(f"no Ray cluster answers at {address}; start one, or give another --address")
             ray.init(address, runtime_env={"env_vars": WORKER_ENVIRONMENT}, **quiet)
     try:
         _configure_data()
@@ -227,15 +230,12 @@ def _too_large(model: str, tensor_parallel: int, threads: int, size: ClusterSize
 def ending_gangs(holder: str, pools: Pools, results: Iterator[_T]) -> Iterator[Iterator[_T]]:
     """`results` of one stage; when the block ends, so does the stage, and what its gangs reserved as `holder` is free
     again."""
-    if pools.per_rank is None:
-        yield results
-        return
-    from pipeline.stages.node_ranks import free_reservations, telling_waits
+    with ExitStack() as ending:
+        if pools.per_rank is not None:
+            from pipeline.stages.node_ranks import free_reservations, telling_waits
 
-    try:
-        with telling_waits(holder):
-            yield results
-    finally:
+            ending.callback(free_reservations, holder)
+            ending.enter_context(telling_waits(holder))
         if isinstance(results, Generator):
-            results.close()
-        free_reservations(holder)
+            ending.callback(results.close)  # at once: an executor that outlives Ray's shutdown aborts the process
+        yield results

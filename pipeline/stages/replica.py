@@ -9,8 +9,9 @@ that batch: an exception while an actor starts would fail a whole Ray Data job i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,17 +34,17 @@ from pipeline.stages.tensors import to_column
 
 if TYPE_CHECKING:
     from pipeline.engine.model import Model
-    from pipeline.stages.weight_passes import TrafficWriter
+    from pipeline.stages.work_book import Pen
 
 
 class Replica:
     """Base of the two model stages: a model of one rank in this process, or a gang of ranks in processes of their own.
     Either answers the same requests, `rank.requests`."""
 
-    def __init__(self, spec: ReplicaSpec, stage: str, passes: TrafficWriter | None = None) -> None:
-        """`passes` is where an offloaded model writes down what of its weights passed."""
+    def __init__(self, spec: ReplicaSpec, stage: str, pen: Pen | None = None) -> None:
+        """`pen` writes what is done into the run's work book."""
         self.spec = spec
-        self._passes = passes
+        self._pen = pen
         self.telemetry = Telemetry(spec.name, stage)
         self._gang = Gang(spec) if spec.num_ranks > 1 else None
         self._loading: Future[Model] | None = None if self._gang else _in_background(self._load)
@@ -63,14 +64,19 @@ class Replica:
         if self._gang is None:
             _ = self.model
 
+    @contextmanager
+    def batch(self, num_prompts: int, num_tokens: int, forwards: float) -> Iterator[None]:
+        """Around the work on a batch; one that raises is not counted."""
+        with self.telemetry.batch(num_prompts, num_tokens, forwards):
+            yield
+        if self._pen is not None:
+            self._pen.write(num_prompts, forwards, None if self._gang else self.model.traffic)
+
     def ask(self, request: str, *args: Any) -> Any:
         """The answer to one of `rank.requests`."""
         if self._gang is not None:
             return self._gang.ask(request, *args)
-        answer = requests()[request](self.model, *args)
-        if self._passes is not None and self.model.traffic is not None:
-            self._passes.write(self.model.traffic)
-        return answer
+        return requests()[request](self.model, *args)
 
     def _load(self) -> Model:
         import torch
@@ -95,8 +101,8 @@ def _in_background(load: Callable[[], Model]) -> Future[Model]:
 class ExtractActivations(Replica):
     """PAIR_ROWS to activation rows: float32 `[layers, hidden]` at `site`, the two sides of a pair in turn."""
 
-    def __init__(self, spec: ReplicaSpec, site: Site, passes: TrafficWriter | None = None) -> None:
-        super().__init__(spec, "extract", passes)
+    def __init__(self, spec: ReplicaSpec, site: Site, pen: Pen | None = None) -> None:
+        super().__init__(spec, "extract", pen)
         self.site: Site = site
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -110,7 +116,7 @@ class ExtractActivations(Replica):
                 keys.append((row["concept"], row["pair"], side))
         self.ready()
         names = [f"concept {concept!r}, prompt {pair!r}" for concept, pair, _ in keys]
-        with self.telemetry.batch(len(batch), sum(len(e.ids) for e in encoded), EXTRACT_FORWARDS * len(batch)):
+        with self.batch(len(batch), sum(len(e.ids) for e in encoded), EXTRACT_FORWARDS * len(batch)):
             activations = self.ask("read_activations", encoded, self.site, self.spec.token_budget, names)
         concepts, pairs, sides = zip(*keys, strict=True)
         columns = [pa.array(concepts), pa.array(pairs), pa.array(sides), to_column(activations)]
@@ -132,8 +138,8 @@ class ScoreSpec:
 class ScorePrompts(Replica):
     """TOKEN_ROWS to score rows: SCORES with `concept` and `control` (null for the vector itself)."""
 
-    def __init__(self, spec: ReplicaSpec, score: ScoreSpec, passes: TrafficWriter | None = None) -> None:
-        super().__init__(spec, "score", passes)
+    def __init__(self, spec: ReplicaSpec, score: ScoreSpec, pen: Pen | None = None) -> None:
+        super().__init__(spec, "score", pen)
         self.score = score
         self._directions: dict[str, np.ndarray] = {}
         self._answer_ids: tuple[int, int] | None = None
@@ -159,7 +165,7 @@ class ScorePrompts(Replica):
             directions, grid = self.directions(concept), self.score.grid
             branches = len(directions) * sum(strength != 0 for strength in grid.strengths)
             forwards = len(chosen) * sweep_forwards(directions.shape[1], grid.layers, branches, grid.site)
-            with self.telemetry.batch(len(chosen), sum(len(row["ids"]) for row in chosen), forwards):
+            with self.batch(len(chosen), sum(len(row["ids"]) for row in chosen), forwards):
                 scores = self.ask(
                     "sweep",
                     [EncodedPrompt(tuple(row["ids"]), row["suffix_start"]) for row in chosen],

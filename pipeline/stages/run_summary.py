@@ -30,12 +30,14 @@ class Progress:
 @dataclass(frozen=True)
 class StageTime:
     """Where the time of one model's stage went, in seconds of wall time. `start_up` is from asking for the pool to
-    its first result (processes, imports, weights, first batch), `work` all after that. `weights` is what of an
-    offloaded model's weights passed, in all its replicas."""
+    its first result (processes, imports, weights, first batch), `work` all after that. What went through the model is
+    counted by its replicas (`work_book`), whether or not it was lost later: prompts, the plain forwards they amount to,
+    and what of an offloaded model's weights passed."""
 
     model: str
     stage: str
     num_prompts: int
+    forwards: float
     start_up: float
     work: float
     weights: WeightTraffic | None = None
@@ -63,6 +65,11 @@ class RunSummary:
     def num_model_prompts(self) -> int:
         """Prompts that went through a model, extraction and scoring together."""
         return sum(t.num_prompts for t in self.times)
+
+    @property
+    def forwards(self) -> float:
+        """The plain forwards that went through a model, extraction and scoring together."""
+        return sum(t.forwards for t in self.times)
 
     @property
     def remaining(self) -> list[PartitionKey]:

@@ -9,21 +9,24 @@ were under way; running the same command again does the rest.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
-from pipeline.errors import WarehouseError
+from pipeline.errors import ClusterError, WarehouseError
 from pipeline.stages.descriptions import publish_descriptions
+from pipeline.stages.head_watch import watching_head
 from pipeline.stages.model_run import ModelWork, RunContext, told
 from pipeline.stages.partition_work import partition_work
 from pipeline.stages.pools import cluster_size, place_model, running_ray
 from pipeline.stages.run_summary import STAGES, Progress, RunSummary, Stage
 from pipeline.stages.schedule import run_models
 from pipeline.stages.study_plan import ConceptPlan, StudyPlan
+from pipeline.stages.work_book import WorkBook
 from pipeline.warehouse.lock import run_lock
 from pipeline.warehouse.manifest import PartitionKey, Warehouse
 from pipeline.warehouse.run_log import RunLog
@@ -37,6 +40,7 @@ def run_study(
     report: Callable[[Progress], None] = lambda _: None,
     stages: Sequence[Stage] = STAGES,
     summary: RunSummary | None = None,
+    on_head_lost: Callable[[ClusterError], None] = lambda error: print(error, file=sys.stderr, flush=True),
 ) -> RunSummary:
     """Compute what `warehouse` lacks of the `stages` of `plan`; with `fresh`, all of it (each partition is replaced
     when its new content is whole). Runs on the Ray at `address`, or on one of its own; models run side by side where it
@@ -44,7 +48,7 @@ def run_study(
 
     A model that fails with a UserError is put into the summary's `failures` and the others go on; so is one whose
     vectors are missing where scores alone are asked for. Any other exception is ours and is raised; a `summary` given
-    then says how far it came.
+    then says how far it came. The loss of the cluster's head ends the process (`head_watch`), `on_head_lost` before it.
     """
     started = time.perf_counter()
     run = plan.study.run_id
@@ -57,15 +61,25 @@ def run_study(
         with _logged(log, plan, stages, todo, summary):
             if todo.models:
                 before_ray = time.perf_counter()
-                with running_ray(address):
+                lost = partial(_tell_head_lost, log, summary, started, on_head_lost)
+                with running_ray(address), watching_head(lost):
                     summary.start_ray = time.perf_counter() - before_ray
                     size = cluster_size()
-                    context = RunContext(warehouse, summary, log, report, threading.Event())
+                    context = RunContext(warehouse, summary, log, report, threading.Event(), WorkBook())
                     place = partial(place_model, plan.study.file.cluster, size)
                     run_models(todo.models, place, cluster_size, context)
             summary.seconds = time.perf_counter() - started
         warehouse.sweep(run)
     return summary
+
+
+def _tell_head_lost(
+    log: RunLog, summary: RunSummary, started: float, on_head_lost: Callable[[ClusterError], None], error: ClusterError
+) -> None:
+    seconds = round(time.perf_counter() - started, 3)
+    with suppress(WarehouseError):
+        log.write("ended", outcome="crashed", computed=len(summary.computed), seconds=seconds, reason=str(error))
+    on_head_lost(error)
 
 
 @contextmanager
@@ -93,7 +107,8 @@ def _logged(log: RunLog, plan: StudyPlan, stages: Sequence[Stage], todo: _Todo, 
         raise
     finally:
         done = len(summary.computed)
-        log.write("ended", outcome=outcome, computed=done, seconds=round(summary.seconds, 3), reason=reason)
+        with suppress(WarehouseError):  # it may be why the run ends, and must not take that reason's place
+            log.write("ended", outcome=outcome, computed=done, seconds=round(summary.seconds, 3), reason=reason)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import WarehouseError
+from pipeline.warehouse.disk import writing
 from pipeline.warehouse.layout import PartitionKey
 
 _ATTEMPTS, _PAUSE = 5, 0.1  # seconds between attempts at the lock
@@ -25,11 +26,9 @@ def run_lock(root: Path, run: str) -> Iterator[None]:
     """Hold the run `run` of the warehouse at `root`. Raises WarehouseError, naming the holder, when another process
     writes it. Processes on one machine, or on a shared mount that passes `flock` on."""
     file = root / "locks" / f"{PartitionKey(run, 'run').run}.lock"
-    try:
+    with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         stream = file.open("a+", encoding="utf-8")
-    except OSError as error:
-        raise WarehouseError(f"{file} cannot be written ({error.strerror}); check the warehouse's folder") from error
     with stream:
         for attempts_left in reversed(range(_ATTEMPTS)):
             try:
@@ -44,9 +43,10 @@ def run_lock(root: Path, run: str) -> Iterator[None]:
                     f"run {run} is being written by {stream.read().strip() or 'another process'}; "
                     "wait for it, stop it, or give another --warehouse"
                 ) from error
+        holder = f"process {os.getpid()} on {socket.gethostname()}"
         stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
-        stream.flush()
+        with writing(file):  # not through the stream: what it could not write it would try again at the end
+            os.write(stream.fileno(), holder.encode())
         yield
 
 

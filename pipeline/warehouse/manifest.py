@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import WarehouseError
+from pipeline.warehouse.disk import writing
 from pipeline.warehouse.layout import (
     SIDE_FILES,
     DataFile,
@@ -73,7 +74,7 @@ class Warehouse:
     def create(cls, root: str | os.PathLike[str]) -> Warehouse:
         """The warehouse at `root`, made if absent; raises WarehouseError if it cannot be written."""
         path = _checked_root(root)
-        with _writing(path):
+        with writing(path):
             path.mkdir(parents=True, exist_ok=True)
             marker = path / _MARKER
             if marker.exists():
@@ -139,7 +140,7 @@ class Warehouse:
         With `table` "" it is a side file, named for the stage and ending in `suffix`.
         """
         folder = self.root / table_folder(table, key)
-        with _writing(folder):
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{'part' if table else key.stage}-{uuid.uuid4().hex}{suffix}"
 
@@ -155,7 +156,7 @@ class Warehouse:
             exact = data.select(schema.names).cast(schema)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise WarehouseError(f"table {table}, {key}: a column does not fit its type: {error}") from error
-        with _writing(path):
+        with writing(path):
             pq.write_table(exact, path, compression="zstd")
         return self.describe(table, path)
 
@@ -182,7 +183,7 @@ class Warehouse:
                     raise WarehouseError(
                         f"table {table}: {file} holds {column.name} as {found}; it must be {column.type}"
                     )
-        with _writing(file):
+        with writing(file):
             num_bytes, digest = _sizes(file)
         return DataFile(table, file.relative_to(self.root).as_posix(), num_rows, num_bytes, digest)
 
@@ -213,7 +214,7 @@ class Warehouse:
         replaced: ManifestEntry | None = None
         with contextlib.suppress(WarehouseError):  # an unreadable entry: the sweep takes its files
             replaced = self.entry(key)
-        with _writing(target):
+        with writing(target):
             for file in files:
                 _sync(self.root / file.path)
             for folder_path in {(self.root / file.path).parent for file in files}:
@@ -231,7 +232,7 @@ class Warehouse:
         if entry is None:
             return False
         target = self.root / manifest_path(key)
-        with _writing(target):
+        with writing(target):
             target.unlink()
             _sync(target.parent)
         self._delete(entry.files)
@@ -247,7 +248,7 @@ class Warehouse:
         listed = {file.path for entry in self.entries(run) for file in entry.files}
         partition = PartitionKey(run, "run").hive
         num_swept = 0
-        with _writing(self.root):
+        with writing(self.root):
             for table in (*TABLES, SIDE_FILES):
                 folder = self.root / table / partition
                 for path in sorted(folder.rglob("*"), reverse=True):  # children before their folder
@@ -372,13 +373,3 @@ def _sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise WarehouseError(
-            f"cannot write {path}: {error.strerror or error}; check that the folder is writable and has space"
-        ) from error

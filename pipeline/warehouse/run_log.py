@@ -9,8 +9,9 @@ Every event has `time` (UTC), `invocation` (the same for all events of one start
     started        stages, kept (number of partitions already there), partitions (those to compute: stage, model,
                    concept, prompts, forwards)
     stage_started  model, stage, concepts
-    published      model, stage, concept
-    stage_ended    model, stage, prompts, start_up, work (seconds), of an offloaded model weights (`WeightTraffic`)
+    published      model, stage, concept, forwards (that went through the model in this stage so far)
+    stage_ended    model, stage, prompts, forwards (counted by the replicas), start_up, work (seconds), of an offloaded
+                   model weights (`WeightTraffic`)
     failed         model, stage, concepts (those not published), error, reason
     ended          outcome (complete, incomplete, interrupted, crashed), computed, seconds, reason
 """
@@ -25,7 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import WarehouseError
+from pipeline.warehouse.disk import writing
 from pipeline.warehouse.layout import PartitionKey
 
 
@@ -46,20 +47,15 @@ class RunLog:
         """Append one event. Raises WarehouseError when the log cannot be written."""
         head = {"time": datetime.now(UTC).isoformat(), "invocation": self.invocation, "event": event}
         line = json.dumps({**head, **fields}, allow_nan=False) + "\n"
-        with self._one_at_a_time:
+        with self._one_at_a_time, writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
             try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-                try:
-                    size = os.fstat(descriptor).st_size
-                    torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"  # a writer died within a line
-                    os.write(descriptor, (b"\n" if torn else b"") + line.encode())
-                finally:
-                    os.close(descriptor)
-            except OSError as error:
-                raise WarehouseError(
-                    f"cannot write {self.path}: {error.strerror or error}; check the folder"
-                ) from error
+                size = os.fstat(descriptor).st_size
+                torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"  # a writer died within a line
+                os.write(descriptor, (b"\n" if torn else b"") + line.encode())
+            finally:
+                os.close(descriptor)
 
 
 def read_log(root: Path, run: str) -> list[dict[str, Any]]:

@@ -5,15 +5,11 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import ray
-from ray.cluster_utils import Cluster
 from ray.util import placement_group_table
 
 from pipeline.engine.extract import read_activations
@@ -32,69 +28,22 @@ from pipeline.warehouse.manifest import Warehouse
 from pipeline.warehouse.results import fetch_result
 from pipeline.warehouse.views import connect
 from tests.checkpoints import make_checkpoint, write_concept
+from tests.stages.counting import planned_forwards, tell, work_keys
+from tests.stages.ray_nodes import Nodes, processes, wait_until
 
 TEXTS = [f"Would you say {'so and ' * n}so?\n\nChoices:\n (A) yes\n (B) no" for n in range(4)]
 RUN = "nodes-1"
 CPUS_PER_RANK = 0.75  # of a node's one: no node holds two ranks
 
 
-class Nodes:
-    """Nodes of one CPU each. The first is the driver's and stays."""
-
-    def __init__(self) -> None:
-        settings = {"num_workers_soft_limit": 8}  # else a node of one CPU starts a process for every task
-        head = {"num_cpus": 1, "include_dashboard": False, "_system_config": settings}
-        self.cluster = Cluster(initialize_head=True, head_node_args=head)
-
-    def set(self, count: int) -> None:
-        """Have `count` nodes, all free."""
-        while len(self.cluster.worker_nodes) + 1 > count:
-            self.cluster.remove_node(next(iter(self.cluster.worker_nodes)), allow_graceful=False)
-        while len(self.cluster.worker_nodes) + 1 < count:
-            self.cluster.add_node(num_cpus=1)
-        wait_until(lambda: sum(node["Alive"] for node in ray.nodes()) == count)
-        wait_until(self.are_free)
-
-    def are_free(self) -> bool:
-        return ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"]
-
-    def kill_one_of(self, group: str) -> None:
-        """Kill a node, not the driver's, on which a rank of the group lies."""
-        (bundles,) = [
-            entry["bundles_to_node_id"].values()
-            for entry in placement_group_table().values()
-            if entry["name"] == group and entry["state"] == "CREATED"
-        ]
-        assert len(set(bundles)) == 2, "the ranks do not lie on two nodes"
-        node = next(node for node in self.cluster.worker_nodes if node.node_id in bundles)
-        self.cluster.remove_node(node, allow_graceful=False)
-
-
-def wait_until(condition, seconds=90.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
-
-
-def processes(words: str) -> list[psutil.Process]:
-    """Processes of this test's Ray whose command line holds `words`."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            if words in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
-
-
 @pytest.fixture(scope="module")
 def cluster():
     nodes = Nodes()
     try:
-        with running_ray(nodes.cluster.address):
+        with running_ray(nodes.address):
             yield nodes
     finally:
-        nodes.cluster.shutdown()
+        nodes.shutdown()
 
 
 @pytest.fixture
@@ -303,6 +252,12 @@ def test_a_loss_in_mid_study_changes_nothing(nodes, of_one_rank, study_folder, s
     summary = run_study(plan, warehouse, report=strike)
     assert hit, "nothing was lost: the test did not do what it is for"
     assert not summary.failures, summary.failures
+    planned = planned_forwards(plan, work_keys(plan))
+    redone = summary.forwards - planned
+    assert (
+        redone == pytest.approx(0, abs=1e-6) if loss == "rank" else redone > -1e-6
+    )  # a gang is asked again for its batch
+    tell(f"{loss} of a gang over nodes, in {stage}", forwards_planned=planned, forwards=summary.forwards)
     found = scores(warehouse)
     assert [row[:3] for row in found] == [row[:3] for row in of_one_rank]
     for new, old in zip(found, of_one_rank, strict=True):

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import io
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from pipeline.engine.weights import WeightTraffic
 from pipeline.run_command import run_to_tables
 from pipeline.stages.pools import running_ray
 from pipeline.stages.study_plan import plan_study
 from pipeline.stages.study_run import run_study
-from pipeline.stages.weight_passes import BATCH_BYTES, PROMPTS_PER_BATCH, prompts_per_batch, together
+from pipeline.stages.weight_passes import BATCH_BYTES, PROMPTS_PER_BATCH, prompts_per_batch
 from pipeline.study import load_study
 from pipeline.warehouse.manifest import Warehouse
 from pipeline.warehouse.run_log import read_log
@@ -121,10 +119,3 @@ def test_a_batch_holds_a_replica_s_share_within_bounds():
     assert prompts_per_batch(32, 10**6, 2, BATCH_BYTES // 100) == 100
     assert prompts_per_batch(32, 500, 1, BATCH_BYTES) == 32  # never less than the study asks for
     assert prompts_per_batch(32, 8, 4, 0) == 32
-
-
-def test_replicas_are_added_up():
-    one = WeightTraffic("disk", 1000, 100, 50, bytes_read=2000, num_passes=2)
-    other = replace(one, bytes_read=1000, num_passes=1)
-    assert together([one, other]) == replace(one, bytes_read=3000, num_passes=3)
-    assert together([]) is None
