@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import uuid
 from collections.abc import Callable, Iterable
@@ -42,6 +43,7 @@ class ObjectStore:
         with self._one_at_a_time:
             return list(self._app(environ, start_response))
 
+    @functools.cached_property
     def client(self) -> Any:
         import boto3
 
@@ -55,7 +57,7 @@ class ObjectStore:
 
     def new_bucket(self) -> str:
         name = f"bucket-{uuid.uuid4().hex[:12]}"
-        self.client().create_bucket(Bucket=name)
+        self.client.create_bucket(Bucket=name)
         return name
 
     def close(self) -> None:

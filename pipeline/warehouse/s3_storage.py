@@ -83,7 +83,7 @@ class S3Storage(Storage):
         client, found = _client(), list[str]()
         with self._asking():
             pages = client.get_paginator("list_objects_v2").paginate(
-                Bucket=self._bucket, Prefix=self._key(f"{folder}/")
+                Bucket=self._bucket, Prefix=self._key(f"{folder}/" if folder else "")
             )
             for page in pages:
                 found += [item["Key"][len(self._prefix) :] for item in page.get("Contents", ())]
