@@ -174,8 +174,7 @@ class S3Storage(Storage):
     # --- inside -------------------------------------------------------------------------------------
 
     def _lock(self, run: str) -> S3Lock:
-        # no request of the lock may outlast what it is for
-        client = _client(timeout=self._intervals.renew)
+        client = _client(timeout=self._intervals.lease / 3)  # asked twice, it answers within the lease or not at all
         return S3Lock(client, self._bucket, self._key(f"locks/{run}.lock"), run, self._intervals)
 
     def _key(self, path: str) -> str:
