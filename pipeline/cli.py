@@ -43,7 +43,10 @@ DEFAULT_WAREHOUSE = "results"
 WarehouseOption = Annotated[
     str,  # not a Path, which would make s3:/bucket of s3://bucket
     typer.Option(
-        "--warehouse", "-w", help="The Parquet warehouse: a folder, or s3://bucket/prefix (extra s3).", metavar="DIR|URL"
+        "--warehouse",
+        "-w",
+        help="The Parquet warehouse: a folder, or s3://bucket/prefix (extra s3).",
+        metavar="DIR|URL",
     ),
 ]
 

@@ -17,8 +17,8 @@ from enum import IntEnum
 from pathlib import Path
 
 from pipeline.errors import WarehouseError
-from pipeline.warehouse.storage import Root, is_url
 from pipeline.provenance import PACKAGES, versions
+from pipeline.warehouse.storage import Root, is_url
 
 _GIB = 1 << 30
 _LEAST_MEMORY = 6 * _GIB  # what the demo study is held to

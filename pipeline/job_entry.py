@@ -4,8 +4,8 @@ Flows in: the script, the `steer` command it stands for, and the job's own argum
 and its exit status, which is the job's.
 
 A job runs in a copy of the folder it was submitted from, which goes with the cluster; a warehouse in it would be lost,
-so it must be an absolute path that all nodes share, or an object store. A job that is stopped (`ray job stop` sends SIGTERM) ends like an
-interrupted command: what was finished is kept, and its last lines say how to go on.
+so it must be an absolute path that all nodes share, or an object store. A job that is stopped (`ray job stop` sends
+SIGTERM) ends like an interrupted command: what was finished is kept, and its last lines say how to go on.
 """
 
 from __future__ import annotations

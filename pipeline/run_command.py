@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.errors import ClusterError, StudyError, UserError
+from pipeline.errors import ClusterError, LockLostError, StudyError, UserError
 from pipeline.study import Study, load_study
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def run_to_tables(
     again: str = "the same command",
 ) -> int:
     """Run the study, or one `stage` of it, and print its tables. Returns 0 if all that was asked for is done, 1 if a
-    model failed, 130 if interrupted. `again` is the command that goes on.
+    model failed or another process took the run over, 130 if interrupted. `again` is the command that goes on.
 
     Raises a UserError for input that is wrong; nothing in the warehouse has changed then.
     """
@@ -79,6 +79,9 @@ def run_to_tables(
     except KeyboardInterrupt:
         _print_end(summary, warehouse.root, f"interrupted; what was finished is kept; to go on: {again}", err)
         return 130
+    except LockLostError as lost:
+        _print_end(summary, warehouse.root, f"{lost}; to go on: {again}", err)
+        return 1
     except UserError:
         raise
     except Exception:
@@ -111,7 +114,11 @@ def _native_messages_to(storage: Storage, log: str) -> Iterator[None]:
     tracebacks included, stay on the terminal."""
     sys.stderr.flush()
     python_stderr, terminal = sys.stderr, os.dup(2)
-    with storage.appending(log) as place, place.open("ab") as stream, os.fdopen(os.dup(terminal), "w", buffering=1) as direct:
+    with (
+        storage.appending(log) as place,
+        place.open("ab") as stream,
+        os.fdopen(os.dup(terminal), "w", buffering=1) as direct,
+    ):
         os.dup2(stream.fileno(), 2)
         sys.stderr = direct
         try:

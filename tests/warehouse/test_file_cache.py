@@ -63,7 +63,7 @@ def test_a_link_does_not_lead_out_of_the_cache(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["run=1", "a*", "what?"])
 def test_a_cache_that_duckdb_would_read_as_a_pattern_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(WarehouseError, match="cache .* in its name"):
+    with pytest.raises(WarehouseError, match=r"cache .* in its name"):
         FileCache(tmp_path / name)
 
 

@@ -148,7 +148,14 @@ def test_an_entry_is_the_same_after_json(wh: Warehouse) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["../x", "/etc/passwd", "scores/run=S/model=M/concept=C/p.parquet", "manifest/run=R/stage=run.json", "locks/R.lock"]
+    "path",
+    [
+        "../x",
+        "/etc/passwd",
+        "scores/run=S/model=M/concept=C/p.parquet",
+        "manifest/run=R/stage=run.json",
+        "locks/R.lock",
+    ],
 )
 def test_an_entry_cannot_have_other_files_deleted(wh: Warehouse, path: str) -> None:
     publish_state(wh, 0)

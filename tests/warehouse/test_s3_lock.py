@@ -43,7 +43,10 @@ def lock_object(store: ObjectStore, url: str) -> str:
 def test_of_two_writers_one_wins_and_the_other_says_who_holds_it(url: str, caplog: pytest.LogCaptureFixture) -> None:
     with quick(url).lock("R"):
         assert quick(url).storage.is_held("R")
-        with pytest.raises(WarehouseError, match=rf"run R is being written by process {os.getpid()} on "), quick(url).lock("R"):
+        with (
+            pytest.raises(WarehouseError, match=rf"run R is being written by process {os.getpid()} on "),
+            quick(url).lock("R"),
+        ):
             pass
         with quick(url).lock("S"):  # another run is free
             pass
