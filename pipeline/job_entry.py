@@ -51,7 +51,7 @@ def run_job(script: str, *commands: Sequence[str]) -> NoReturn:
 
 def checked_root(entry: Entry | None, root: str, option: str) -> str:
     """`root`, unless the command runs in a copy that it would be lost with: then WarehouseError."""
-    if entry is not None and entry.in_copy and not is_url(root) and not Path(root).expanduser().is_absolute():
+    if entry is not None and entry.in_copy and not is_url(root) and not Path(root).is_absolute():
         raise WarehouseError(
             f"{option} {root} is relative, and this runs in a copy of the folder that is deleted with the cluster; "
             "give the absolute path of a folder that all nodes share, or s3://bucket/prefix"

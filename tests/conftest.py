@@ -43,7 +43,7 @@ def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectSto
     """An S3-compatible server that boto3 finds, in this process and those it starts; copies go to a folder of its own."""
     store = ObjectStore()
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**store.environment, "HOME": str(tmp_path_factory.mktemp("home"))}.items():
+        for name, value in {**store.environment, "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}.items():
             patch.setenv(name, value)
         yield store
     store.close()

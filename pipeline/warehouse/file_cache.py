@@ -23,7 +23,9 @@ from pipeline.warehouse.storage import readable_root
 
 def default_cache() -> Path:
     """The folder of all copies, below the user's cache folder."""
-    return Path.home() / ".cache" / "steerability"
+    from platformdirs import user_cache_path  # (a dependency of the extra alone)
+
+    return user_cache_path("steerability", appauthor=False)
 
 
 class FileCache:

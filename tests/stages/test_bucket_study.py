@@ -92,6 +92,7 @@ def test_a_finished_study_is_resumed_without_model_work(
     assert {row.state for row in status(warehouse)} == {"done"}
 
 
+@pytest.mark.slow
 def test_only_what_is_missing_is_computed_and_lost_attempts_are_swept(
     in_bucket: tuple[Warehouse, RunSummary], plan: StudyPlan
 ) -> None:
@@ -128,6 +129,7 @@ def test_a_run_that_another_process_writes_is_left_alone(
         run_study(plan, Warehouse.open(warehouse.root))
 
 
+@pytest.mark.slow
 def test_a_run_that_lost_its_lock_ends_and_says_so(
     ray_cluster: None, plan: StudyPlan, bucket_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
