@@ -72,6 +72,7 @@ class S3Lock:
     def held(self) -> Iterator[Callable[[], None]]:
         """Hold the lock; gives `check`. Raises WarehouseError, naming the holder, where another process holds it."""
         self._acquire()
+        self._check_store()
         ended = threading.Event()
         renewing = threading.Thread(target=self._keep_renewing, args=(ended,), daemon=True, name="lock of a run")
         renewing.start()
@@ -109,32 +110,35 @@ class S3Lock:
             if found is None:
                 if self._put(IfNoneMatch="*"):
                     return
-                continue
-            state = found[0]
-            if state.token == self._token:  # a PUT that arrived though its answer did not
-                self._etag = state.etag
+            elif found[0].token == self._token:  # a PUT that arrived though its answer did not
+                self._etag = found[0].etag
                 return
-            if not state.token:
-                if self._put(IfMatch=state.etag):
+            elif not found[0].token:
+                if self._put(IfMatch=found[0].etag):
                     return
-                continue
-            if seen is None:
-                seen, since = state, time.monotonic()
+            elif seen is None:
+                seen, since = found[0], time.monotonic()
                 log.warning(
                     "run %s: %s holds its lock; looking for up to %g s whether that still runs",
-                    self._run, state.holder, self._intervals.lease,
+                    self._run, seen.holder, self._intervals.lease,
                 )  # fmt: skip
-            elif state.etag != seen.etag:
+            elif found[0].etag != seen.etag:
                 raise WarehouseError(
-                    f"run {self._run} is being written by {state.holder}; wait for it, stop it, or give another "
+                    f"run {self._run} is being written by {found[0].holder}; wait for it, stop it, or give another "
                     "--warehouse"
                 )
-            elif time.monotonic() - since >= self._intervals.lease:
-                if self._put(IfMatch=state.etag):
-                    log.warning("run %s: taken over from %s, which no longer renews its lock", self._run, state.holder)
-                    return
-                continue
+            elif time.monotonic() - since >= self._intervals.lease and self._put(IfMatch=seen.etag):
+                log.warning("run %s: taken over from %s, which no longer renews its lock", self._run, seen.holder)
+                return
             time.sleep(self._intervals.look)
+
+    def _check_store(self) -> None:
+        """Raises WarehouseError if the store ignores the condition of a write: no lock holds there."""
+        if self._put(IfNoneMatch="*"):
+            raise WarehouseError(
+                f"run {self._run}: this object store ignores the conditions of a write (If-None-Match), so two writers "
+                "could not be told apart; use a store that has conditional writes, or a folder"
+            )
 
     def _keep_renewing(self, ended: threading.Event) -> None:
         while not ended.wait(self._intervals.renew):

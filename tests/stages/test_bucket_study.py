@@ -181,6 +181,8 @@ def test_of_two_commands_at_once_one_wins_and_the_other_says_so(
     assert sorted(codes) == [0, 2], told
     assert "is being written by process" in told[codes.index(2)]
     assert f"process {started[codes.index(0)].pid} on" in told[codes.index(2)]
+    if place == "bucket":
+        assert "holds its lock; looking for up to 30 s whether that still runs" in told[codes.index(2)]
     assert "done: 4 of 4 partition(s)" in told[codes.index(0)]
     num_rows = run_query(root, "select count(*), count(distinct (concept, prompt, layer, strength)) from scores").rows[
         0

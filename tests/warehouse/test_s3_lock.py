@@ -159,6 +159,20 @@ class Resending:
         return self._client.get_object(**arguments)
 
 
+class Unconditional(Resending):
+    """A client of a store that has never heard of conditions."""
+
+    def put_object(self, **arguments: Any) -> Any:
+        return self._client.put_object(**{k: v for k, v in arguments.items() if not k.startswith("If")})
+
+
+def test_a_store_without_conditional_writes_is_refused(url: str, object_store: ObjectStore) -> None:
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    lock = S3Lock(Unconditional(object_store.client), bucket, f"{prefix}/locks/R.lock", "R", QUICK)
+    with pytest.raises(WarehouseError, match="ignores the conditions of a write"), lock.held():
+        pass
+
+
 def test_a_put_whose_answer_was_lost_is_known_as_ones_own(url: str, object_store: ObjectStore) -> None:
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     lock = S3Lock(Resending(object_store.client), bucket, f"{prefix}/locks/R.lock", "R", QUICK)
