@@ -172,7 +172,7 @@ def test_of_two_commands_at_once_one_wins_and_the_other_says_so(
         for _ in range(2)
     ]
     try:
-        told = [each.communicate(timeout=300)[1] for each in started]
+        told = [each.communicate(timeout=600)[1] for each in started]
     finally:
         for each in started:
             each.kill()
