@@ -21,6 +21,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from pipeline.errors import WarehouseError
+from pipeline.warehouse.disk import writing
 from pipeline.warehouse.layout import DataFile
 from pipeline.warehouse.lock import is_held, run_lock
 
@@ -171,7 +172,7 @@ class LocalStorage(Storage):
         return not self.root.exists() or all(child.name.startswith(OURS) for child in self.root.iterdir())
 
     def create(self) -> None:
-        with _writing(self.root):
+        with writing(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             probe = self.root / f"{OURS}probe-{uuid.uuid4().hex}"
             probe.write_bytes(b"")
@@ -214,7 +215,7 @@ class LocalStorage(Storage):
     @contextlib.contextmanager
     def writing(self, path: str) -> Iterator[Path]:
         file = self.root / path
-        with _writing(file):
+        with writing(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             try:
                 yield file
@@ -227,13 +228,13 @@ class LocalStorage(Storage):
     @contextlib.contextmanager
     def appending(self, path: str) -> Iterator[Path]:
         file = self.root / path
-        with _writing(file):
+        with writing(file):
             file.parent.mkdir(parents=True, exist_ok=True)
         yield file
 
     def replace(self, path: str, content: bytes) -> None:
         target = self.root / path
-        with _writing(target):
+        with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary = target.with_name(f"{OURS}{uuid.uuid4().hex}.tmp")
             try:
@@ -249,7 +250,7 @@ class LocalStorage(Storage):
 
     def append_line(self, path: str, line: bytes) -> None:
         file = self.root / path
-        with _writing(file):
+        with writing(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
             try:
@@ -266,7 +267,7 @@ class LocalStorage(Storage):
 
     def sweep(self, folder: str, is_kept: Callable[[str], bool]) -> int:
         num_swept = 0
-        with _writing(self.root / folder):
+        with writing(self.root / folder):
             for path in sorted((self.root / folder).rglob("*"), reverse=True):  # children before their folder
                 if path.is_dir() and not path.is_symlink():
                     if not any(path.iterdir()):
@@ -295,13 +296,3 @@ def _sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise WarehouseError(
-            f"cannot write {path}: {error.strerror or error}; check that the folder is writable and has space"
-        ) from error
