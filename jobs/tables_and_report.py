@@ -6,12 +6,25 @@ Needs no GPU and starts no Ray work of its own: it is a job only so that it runs
 """
 
 import argparse
+import tempfile
 from pathlib import Path
 
 from pipeline.job_entry import run_job
+from pipeline.warehouse.storage import storage_at
+
+PAGE = "report.html"
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--warehouse", "-w", type=Path, required=True)
-    page = parser.parse_args().warehouse / "report.html"
-    run_job(__file__, ["tables"], ["report", "--output", str(page)])
+    parser.add_argument("--warehouse", "-w", required=True)
+    root = parser.parse_args().warehouse
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / PAGE
+        try:
+            run_job(__file__, ["tables"], ["report", "--output", str(page)])
+        except SystemExit as ended:
+            if ended.code:
+                raise
+        storage = storage_at(root)
+        storage.replace(PAGE, page.read_bytes())
+    print(f"the page is at {storage.root}/{PAGE}")

@@ -19,7 +19,7 @@ from rich.markup import escape
 from pipeline.errors import QueryError, UserError
 from pipeline.exports.options import AddSite, ExportFormat
 from pipeline.imports.options import ImportFormat, ImportSplit, OtherLetters
-from pipeline.job_entry import Entry, checked_path
+from pipeline.job_entry import Entry, checked_root
 from pipeline.remote_run import is_remote
 
 app = typer.Typer(
@@ -39,9 +39,15 @@ app.add_typer(vectors_app, name="vectors")
 out = Console()
 err = Console(stderr=True)
 
-DEFAULT_WAREHOUSE = Path("results")
+DEFAULT_WAREHOUSE = "results"
 WarehouseOption = Annotated[
-    Path, typer.Option("--warehouse", "-w", help="Folder of the Parquet warehouse.", metavar="DIR")
+    str,  # not a Path, which would make s3:/bucket of s3://bucket
+    typer.Option(
+        "--warehouse",
+        "-w",
+        help="The Parquet warehouse: a folder, or s3://bucket/prefix (extra s3).",
+        metavar="DIR|URL",
+    ),
 ]
 
 
@@ -110,12 +116,12 @@ def run(
     if address is not None and is_remote(address):
         from pipeline.remote_run import run_remotely
 
-        there = checked_path(Entry(entry.again, in_copy=True), warehouse, "--warehouse")
-        code = run_remotely(address, study, warehouse_dir=there, out=out, err=err, **options)
+        there = checked_root(Entry(entry.again, in_copy=True), warehouse, "--warehouse")
+        code = run_remotely(address, study, warehouse_root=there, out=out, err=err, **options)
     else:
         from pipeline.run_command import run_to_tables
 
-        warehouse = checked_path(entry, warehouse, "--warehouse")
+        warehouse = checked_root(entry, warehouse, "--warehouse")
         code = run_to_tables(study, warehouse, address=address, out=out, err=err, **options)
     raise typer.Exit(code)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pipeline.errors import WarehouseError
 from pipeline.provenance import PACKAGES, versions
+from pipeline.warehouse.storage import Root, is_url
 
 _GIB = 1 << 30
 _LEAST_MEMORY = 6 * _GIB  # what the demo study is held to
@@ -43,7 +44,7 @@ class Check:
     fix: str = ""
 
 
-def examine(warehouse: Path, start_ray: bool = True) -> Iterator[Check]:
+def examine(warehouse: Root, start_ray: bool = True) -> Iterator[Check]:
     """Every check, one after the other; `start_ray` starts and stops an embedded Ray."""
     yield _python()
     yield _packages()
@@ -129,7 +130,26 @@ def _demo() -> Check:
     return Check("demo models", Status.ok, ", ".join(names) or "none")
 
 
-def _warehouse(path: Path) -> Check:
+def _warehouse(root: Root) -> Check:
+    return _bucket(str(root)) if is_url(root) else _folder(Path(root))
+
+
+def _bucket(url: str) -> Check:
+    from pipeline.warehouse.manifest import Warehouse
+    from pipeline.warehouse.storage import storage_at
+
+    try:
+        storage = storage_at(url)
+        if storage.is_empty():
+            storage.create()  # writes and deletes one object
+        else:
+            Warehouse.create(url)
+    except WarehouseError as error:
+        return Check("warehouse", Status.fail, str(error), "give a bucket that can be written with --warehouse")
+    return Check("warehouse", Status.ok, f"{url} can be written")
+
+
+def _folder(path: Path) -> Check:
     from pipeline.warehouse.manifest import Warehouse
 
     try:

@@ -50,6 +50,14 @@ class WarehouseError(UserError):
     """The warehouse is unwritable, half-written, of another schema, or lacks what was asked for."""
 
 
+class StorageError(WarehouseError):
+    """The object store of a warehouse does not answer, or refuses: nothing is known of what it holds."""
+
+
+class LockLostError(WarehouseError):
+    """This process no longer has the right to write its run."""
+
+
 class QueryError(UserError):
     """SQL that is wrong, or that is not a read-only query over the views."""
 

@@ -4,8 +4,8 @@ Flows in: the script, the `steer` command it stands for, and the job's own argum
 and its exit status, which is the job's.
 
 A job runs in a copy of the folder it was submitted from, which goes with the cluster; a warehouse in it would be lost,
-so it must be an absolute path that all nodes share. A job that is stopped (`ray job stop` sends SIGTERM) ends like an
-interrupted command: what was finished is kept, and its last lines say how to go on.
+so it must be an absolute path that all nodes share, or an object store. A job that is stopped (`ray job stop` sends
+SIGTERM) ends like an interrupted command: what was finished is kept, and its last lines say how to go on.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pipeline.errors import WarehouseError
+from pipeline.warehouse.storage import is_url
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,14 @@ def run_job(script: str, *commands: Sequence[str]) -> NoReturn:
     sys.exit(status)
 
 
-def checked_path(entry: Entry | None, path: Path, option: str) -> Path:
-    """`path`, unless the command runs in a copy that it would be lost with: then WarehouseError."""
-    if entry is not None and entry.in_copy and not path.is_absolute():
+def checked_root(entry: Entry | None, root: str, option: str) -> str:
+    """`root`, unless the command runs in a copy that it would be lost with: then WarehouseError."""
+    if entry is not None and entry.in_copy and not is_url(root) and not Path(root).is_absolute():
         raise WarehouseError(
-            f"{option} {path} is relative, and this runs in a copy of the folder that is deleted with the cluster; "
-            "give the absolute path of a folder that all nodes share"
+            f"{option} {root} is relative, and this runs in a copy of the folder that is deleted with the cluster; "
+            "give the absolute path of a folder that all nodes share, or s3://bucket/prefix"
         )
-    return path
+    return root
 
 
 def _interrupt(*_: Any) -> None:

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.errors import ClusterError, StudyError, UserError
+from pipeline.errors import ClusterError, LockLostError, StudyError, UserError
 from pipeline.study import Study, load_study
 
 if TYPE_CHECKING:
@@ -27,13 +27,14 @@ if TYPE_CHECKING:
 
     from pipeline.engine.weights import WeightTraffic
     from pipeline.stages.run_summary import Progress, RunSummary, StageTime
+    from pipeline.warehouse.storage import Root, Storage
 
 _WIDE_ENOUGH = 110  # characters; the widest brief table is 107
 
 
 def run_to_tables(
     study_file: Path,
-    warehouse_dir: Path,
+    warehouse_root: Root,
     *,
     fresh: bool,
     overrides: Sequence[str],
@@ -45,7 +46,7 @@ def run_to_tables(
     again: str = "the same command",
 ) -> int:
     """Run the study, or one `stage` of it, and print its tables. Returns 0 if all that was asked for is done, 1 if a
-    model failed, 130 if interrupted. `again` is the command that goes on.
+    model failed or another process took the run over, 130 if interrupted. `again` is the command that goes on.
 
     Raises a UserError for input that is wrong; nothing in the warehouse has changed then.
     """
@@ -57,7 +58,7 @@ def run_to_tables(
         from pipeline.warehouse.manifest import Warehouse
 
         plan = plan_study(study)
-        warehouse = Warehouse.create(warehouse_dir)
+        warehouse = Warehouse.create(warehouse_root)
     err.print(
         f"study [bold]{study.name}[/] (run {study.run_id}): {len(plan.models)} model(s) x {len(plan.concepts)} "
         f"concept(s), protocol {study.protocol.name}, into {warehouse.root}",
@@ -67,7 +68,7 @@ def run_to_tables(
     summary = RunSummary(study.run_id)
     stages = STAGES if stage == "all" else (stage,)
     try:
-        with _native_messages_to(warehouse.root / "logs" / f"{study.run_id}.log"), _Display(err) as display:
+        with _native_messages_to(warehouse.storage, f"logs/{study.run_id}.log"), _Display(err) as display:
 
             def tell_head_lost(error: ClusterError) -> None:
                 display.stop()
@@ -78,6 +79,9 @@ def run_to_tables(
     except KeyboardInterrupt:
         _print_end(summary, warehouse.root, f"interrupted; what was finished is kept; to go on: {again}", err)
         return 130
+    except LockLostError as lost:
+        _print_end(summary, warehouse.root, f"{lost}; to go on: {again}", err)
+        return 1
     except UserError:
         raise
     except Exception:
@@ -105,13 +109,16 @@ def _only(study: Study, names: Sequence[str]) -> Study:
 
 
 @contextmanager
-def _native_messages_to(log: Path) -> Iterator[None]:
+def _native_messages_to(storage: Storage, log: str) -> Iterator[None]:
     """What Ray's C++ part and child processes write to this process's stderr goes to `log`; Python's own messages,
     tracebacks included, stay on the terminal."""
-    log.parent.mkdir(parents=True, exist_ok=True)
     sys.stderr.flush()
     python_stderr, terminal = sys.stderr, os.dup(2)
-    with log.open("ab") as stream, os.fdopen(os.dup(terminal), "w", buffering=1) as direct:
+    with (
+        storage.appending(log) as place,
+        place.open("ab") as stream,
+        os.fdopen(os.dup(terminal), "w", buffering=1) as direct,
+    ):
         os.dup2(stream.fileno(), 2)
         sys.stderr = direct
         try:
@@ -189,7 +196,7 @@ def _weights_line(time: StageTime, weights: WeightTraffic) -> str:
     )
 
 
-def _print_end(summary: RunSummary, root: Path, how_to_go_on: str, err: Console) -> None:
+def _print_end(summary: RunSummary, root: Root, how_to_go_on: str, err: Console) -> None:
     """The last lines: what was done, what was not and why, how to go on."""
     there = len(summary.wanted) - len(summary.remaining)
     lines = [f"done: {there} of {len(summary.wanted)} partition(s) are in {root}"]
@@ -204,7 +211,7 @@ def _print_end(summary: RunSummary, root: Path, how_to_go_on: str, err: Console)
         err.print(escape(line), highlight=False, soft_wrap=True)
 
 
-def _print_tables(root: Path, run: str, out: Console) -> None:
+def _print_tables(root: Root, run: str, out: Console) -> None:
     from pipeline.warehouse.format import as_markdown, as_rich
     from pipeline.warehouse.results import Result
     from pipeline.warehouse.tables import TABLES, brief, fetch

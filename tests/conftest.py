@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads that wait for each other cost more than they give
 
 from tests.checkpoints import make_checkpoint
+from tests.object_store import ObjectStore
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +36,20 @@ def model(checkpoint: Path):
     from pipeline.engine import load_model
 
     return load_model(checkpoint)
+
+
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    """An S3-compatible server that boto3 finds, in this process and those it starts; copies go to a folder of its own."""
+    store = ObjectStore()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**store.environment, "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}.items():
+            patch.setenv(name, value)
+        yield store
+    store.close()
+
+
+@pytest.fixture
+def bucket_url(object_store: ObjectStore) -> str:
+    """Where a warehouse may be made in a new bucket."""
+    return f"s3://{object_store.new_bucket()}/some/prefix"

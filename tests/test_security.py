@@ -137,4 +137,12 @@ def test_everything_a_run_writes_lies_in_its_warehouse(tmp_path):
     key = PartitionKey("r", "score", "m", "c")
     for path in (manifest_path(key), table_folder("scores", key), table_folder("", key)):
         assert (warehouse.root / path).resolve().is_relative_to(warehouse.root)
-    assert warehouse.new_file("", key, ".safetensors").resolve().is_relative_to(warehouse.root)
+    for table in ("", "scores"):
+        written: list[Path] = []
+        with pytest.raises(KeyboardInterrupt):
+            warehouse.add_file(table, key, lambda place, written=written: written.append(place) or interrupt())
+        assert written[0].resolve().is_relative_to(warehouse.root)
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt

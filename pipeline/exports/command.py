@@ -19,6 +19,7 @@ from pipeline.exports.from_warehouse import find_vectors
 from pipeline.exports.options import AddSite, ExportFormat
 from pipeline.exports.placement import PlacedVectors, place
 from pipeline.exports.safetensors_file import to_safetensors
+from pipeline.warehouse.storage import Root, is_url
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Exported:
 
 
 def export(
-    warehouse: Path,
+    warehouse: Root,
     model: str,
     concept: str,
     format_: ExportFormat,
@@ -104,11 +105,11 @@ def _listed(numbers: tuple[int, ...]) -> str:
     return ", ".join(shown) if len(shown) < 6 else f"{shown[0]}, {shown[1]}, ... {shown[-1]}"
 
 
-def _write(file: Path, content: bytes, warehouse: Path) -> None:
+def _write(file: Path, content: bytes, warehouse: Root) -> None:
     """Put `content` at `file` in one step. Raises UserError where it cannot be written, or lies in the warehouse."""
     temporary = file.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        if file.resolve().is_relative_to(warehouse.expanduser().resolve()):
+        if not is_url(warehouse) and file.resolve().is_relative_to(Path(warehouse).expanduser().resolve()):
             raise UserError(
                 f"{file} lies inside the warehouse {warehouse}, which holds its own files only; write elsewhere"
             )

@@ -14,13 +14,14 @@ from typing import Any, cast
 from pipeline.errors import UserError
 from pipeline.imports.options import ImportFormat
 from pipeline.prompts import Split
+from pipeline.warehouse.storage import Root
 
 _SCORE_OPTIONS = ("run", "protocol", "num_layers", "other_letters")
 _PROMPT_OPTIONS = ("out", "split", "train_share", "seed")
 
 
 def run_import(
-    format_: ImportFormat, path: Path, warehouse: Path, *, replace: bool = False, **options: Any
+    format_: ImportFormat, path: Path, warehouse: Root, *, replace: bool = False, **options: Any
 ) -> tuple[list[str], int]:
     """Run one import. Raises UserError where it cannot be, an option of the other kind of format included."""
     scores = format_ is ImportFormat.logit_diff_csv
@@ -32,7 +33,7 @@ def run_import(
     return _scores(path, warehouse, replace, given) if scores else _prompts(format_, path, replace, given)
 
 
-def _scores(path: Path, warehouse: Path, replace: bool, given: dict[str, Any]) -> tuple[list[str], int]:
+def _scores(path: Path, warehouse: Root, replace: bool, given: dict[str, Any]) -> tuple[list[str], int]:
     from pipeline.imports.import_report import summary_lines
     from pipeline.imports.logit_diff_csv import ImportOptions, import_logit_diff_csv
 

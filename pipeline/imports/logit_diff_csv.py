@@ -33,8 +33,8 @@ from pipeline.imports.score_tree import ScoreCell, check_names, find_cells
 from pipeline.protocols import Protocol, load_protocol
 from pipeline.provenance import commit, versions
 from pipeline.schemas import MODELS, PROMPTS, RUNS
-from pipeline.warehouse.lock import run_lock
 from pipeline.warehouse.manifest import DataFile, PartitionKey, Warehouse
+from pipeline.warehouse.storage import Root
 
 FORMAT = ImportFormat.logit_diff_csv.value
 ORIGIN = f"import {FORMAT}"
@@ -100,11 +100,11 @@ class _Taken:
     letters: dict[int, str]  # prompt -> matching letter
 
 
-def import_logit_diff_csv(tree: Path, warehouse_root: Path, options: ImportOptions) -> ImportSummary:
+def import_logit_diff_csv(tree: Path, warehouse_root: Root, options: ImportOptions) -> ImportSummary:
     """Import `tree`; see the module. Raises UserError, with nothing imported, where the tree cannot be one run."""
     asked = _check(tree, options)
     warehouse = Warehouse.create(warehouse_root)
-    with run_lock(warehouse.root, asked.run):
+    with warehouse.lock(asked.run):
         _check_run(asked, warehouse)
         if (done := _already_done(asked, warehouse)) is not None:
             return done

@@ -14,6 +14,7 @@ from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.report.page import Easel, build_page
 from pipeline.report.sections import find_sections
+from pipeline.warehouse.storage import Root
 from pipeline.warehouse.views import connect, prepare
 
 _VIEWS = (
@@ -22,7 +23,7 @@ _VIEWS = (
 )  # fmt: skip
 
 
-def write_report(warehouse: Path, output: Path, *, figures: Path | None = None, run: str | None = None) -> list[str]:
+def write_report(warehouse: Root, output: Path, *, figures: Path | None = None, run: str | None = None) -> list[str]:
     """Write the page of `warehouse` to `output`, and its plots as PNG and SVG into the folder `figures`.
 
     Returns lines to print. Raises WarehouseError if there is no warehouse, UserError if a file cannot be written

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ import pyarrow as pa
 
 from pipeline.engine.sweep import SweepGrid
 from pipeline.engine.vectors import SteeringVectors, VectorOrigin
-from pipeline.errors import UserError, WarehouseError
+from pipeline.errors import LockLostError, UserError, WarehouseError
 from pipeline.schemas import VECTORS
 from pipeline.stages.gang import ReplicaSpec, Reservation
 from pipeline.stages.pools import Pools, ending_gangs
@@ -32,7 +31,6 @@ from pipeline.stages.tokenise import TokenisePairs, TokenisePrompts, TokeniseSpe
 from pipeline.stages.weight_passes import prompts_per_batch
 from pipeline.stages.work_book import Pen, WorkBook
 from pipeline.stages.write import WriteScores
-from pipeline.warehouse.disk import writing
 from pipeline.warehouse.manifest import DataFile, PartitionKey, Warehouse
 from pipeline.warehouse.run_log import RunLog
 
@@ -81,8 +79,8 @@ class RunContext:
 
 
 def run_model(work: ModelWork, pools: Pools, run: RunContext) -> None:
-    """Extraction, then scoring, of one model. A UserError goes into the summary's failures; any other exception is
-    logged and raised. Raises Stopped soon after `run.stopping` is set."""
+    """Extraction, then scoring, of one model. A UserError goes into the summary's failures; LockLostError and any
+    other exception are logged and raised. Raises Stopped soon after `run.stopping` is set."""
     for stage in work.stages:
         try:
             _run_stage(work, stage, pools, run)
@@ -91,7 +89,7 @@ def run_model(work: ModelWork, pools: Pools, run: RunContext) -> None:
                 raise Stopped from error
             cause = user_error_in(error)
             fail_model(work, cause or error, run, stage)
-            if cause is None:
+            if cause is None or isinstance(cause, LockLostError):
                 raise
             return
 
@@ -198,10 +196,7 @@ def _publish_vectors(
         ],
         schema=VECTORS,
     )
-    side_file = warehouse.new_file("", key, _SAFETENSORS)
-    with writing(side_file):
-        vectors.save(side_file)
-    files = [warehouse.write_table("vectors", key, rows), warehouse.describe("", side_file)]
+    files = [warehouse.write_table("vectors", key, rows), warehouse.add_file("", key, vectors.save, _SAFETENSORS)]
     warehouse.publish(key, files, plan.extract_fingerprint(model, concept), {"num_pairs": vectors.num_pairs})
     return key
 
@@ -214,6 +209,7 @@ def _score(
     study, grid = plan.study, plan.study.grid
     score = ScoreSpec(
         grid=SweepGrid(model.layers, grid.strengths, study.protocol.steer_site, grid.positions),
+        warehouse=warehouse.root,
         vector_files={c.name: vector_file(warehouse, study.run_id, model.name, c.name) for c in concepts},
         answer_form=study.protocol.answer_form,
         strength_unit=grid.strength_unit,
@@ -245,11 +241,11 @@ def _score(
     assert not expected, f"scores of {sorted(expected)} were lost on the way"
 
 
-def vector_file(warehouse: Warehouse, run: str, model: str, concept: str) -> Path:
+def vector_file(warehouse: Warehouse, run: str, model: str, concept: str) -> DataFile:
     """The published safetensors file of steering vectors."""
     entry = warehouse.entry(PartitionKey(run, "extract", model, concept))
     assert entry is not None, f"no vectors of {model}, {concept} are published"
-    return next(warehouse.root / file.path for file in entry.files if file.path.endswith(_SAFETENSORS))
+    return next(file for file in entry.files if file.path.endswith(_SAFETENSORS))
 
 
 def _read_prompts(plan: StudyPlan, concepts: Sequence[ConceptPlan], split: str, pools: Pools) -> ray.data.Dataset:

@@ -14,7 +14,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +30,8 @@ from pipeline.stages.prompt_blocks import from_one_row
 from pipeline.stages.rank import requests
 from pipeline.stages.telemetry import Telemetry
 from pipeline.stages.tensors import to_column
+from pipeline.warehouse.manifest import DataFile, Warehouse
+from pipeline.warehouse.storage import Root
 
 if TYPE_CHECKING:
     from pipeline.engine.model import Model
@@ -125,10 +126,11 @@ class ExtractActivations(Replica):
 
 @dataclass(frozen=True)
 class ScoreSpec:
-    """How test prompts are scored: the grid, the vectors' file of each concept, unit and controls."""
+    """How test prompts are scored: the grid, the vectors' file of each concept in its warehouse, unit and controls."""
 
     grid: SweepGrid
-    vector_files: Mapping[str, Path]
+    warehouse: Root
+    vector_files: Mapping[str, DataFile]
     answer_form: AnswerForm
     strength_unit: StrengthUnit
     controls: int
@@ -146,7 +148,9 @@ class ScorePrompts(Replica):
 
     def directions(self, concept: str) -> np.ndarray:
         if concept not in self._directions:
-            vectors = SteeringVectors.load(self.score.vector_files[concept])
+            vectors = SteeringVectors.load(
+                Warehouse.open(self.score.warehouse).local_file(self.score.vector_files[concept])
+            )
             self._directions[concept] = steering_directions(
                 vectors, self.score.strength_unit, self.score.controls, self.score.seed
             )

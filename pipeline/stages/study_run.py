@@ -27,7 +27,6 @@ from pipeline.stages.run_summary import STAGES, Progress, RunSummary, Stage
 from pipeline.stages.schedule import run_models
 from pipeline.stages.study_plan import ConceptPlan, StudyPlan
 from pipeline.stages.work_book import WorkBook
-from pipeline.warehouse.lock import run_lock
 from pipeline.warehouse.manifest import PartitionKey, Warehouse
 from pipeline.warehouse.run_log import RunLog
 
@@ -47,13 +46,14 @@ def run_study(
     has room. `report` is called from several threads.
 
     A model that fails with a UserError is put into the summary's `failures` and the others go on; so is one whose
-    vectors are missing where scores alone are asked for. Any other exception is ours and is raised; a `summary` given
-    then says how far it came. The loss of the cluster's head ends the process (`head_watch`), `on_head_lost` before it.
+    vectors are missing where scores alone are asked for. Any other exception is ours and is raised, and LockLostError
+    when another process took the run over; a `summary` given then says how far it came. The loss of the cluster's head
+    ends the process (`head_watch`), `on_head_lost` before it.
     """
     started = time.perf_counter()
     run = plan.study.run_id
     summary = RunSummary(run) if summary is None else summary
-    with run_lock(warehouse.root, run):
+    with warehouse.lock(run):
         warehouse.sweep(run)
         todo = _Todo.of(plan, warehouse, fresh, summary, stages)
         publish_descriptions(plan, warehouse)

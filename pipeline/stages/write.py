@@ -8,20 +8,20 @@ leaves an unlisted file behind (swept later), never a doubled row.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.schemas import FILE_ROWS, SCORE_ROWS_PARTITION, SCORES, TABLES, require_columns
 from pipeline.warehouse.manifest import PartitionKey, Warehouse
+from pipeline.warehouse.storage import Root
 
 
 @dataclass(frozen=True)
 class WriteScores:
     """Writes score rows of one run and model into the warehouse at `root`."""
 
-    root: Path
+    root: Root
     run: str
     model: str
 

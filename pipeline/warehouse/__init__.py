@@ -3,7 +3,9 @@
 Flows in: tables that the stages computed. Flows out: tables and figures with their error bars.
 
     layout    names and paths: partition keys, data files, manifest entries
-    lock      one writer a run
+    storage   what differs between a folder and an object store; the folder
+    lock      one writer a run of a folder
+    s3_storage, s3_lock, file_cache   the object store, its lock, and local copies of what it holds
     run_log   what a run said of itself: JSON lines
     status    what is done, running, failed or missing, and what a resume costs
     manifest  writing and exactly-once publishing; what is complete, what is swept
@@ -15,6 +17,6 @@ Flows in: tables that the stages computed. Flows out: tables and figures with th
     tables    the named tables (`model`, `concept`, `best_layer`, `method`, `architecture`)
     format    columns and rows as Markdown, CSV, JSON or a terminal table
 
-Imports neither torch nor Ray: an analyst can query without them. DuckDB and pyarrow are imported at
+Imports neither torch nor Ray: an analyst can query without them. DuckDB, pyarrow and boto3 are imported at
 first use, so importing this package costs nothing.
 """

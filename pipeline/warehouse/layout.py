@@ -5,7 +5,8 @@ Pure: nothing here touches a disk. Every name and every path is validated, so no
 from or written through the warehouse can lie outside its root.
 
     warehouse.json                                              schema version
-    locks/R.lock                                                held while run R is written (`lock`)
+    locks/R.lock                                                held while run R is written (`lock`, `s3_lock`)
+    logs/R.jsonl                                                what run R said of itself (`run_log`)
     manifest/run=R/[model=M/][concept=C/]stage=S.json           one entry: what of S is complete
     TABLE/run=R/[model=M/][concept=C/]part-UUID.parquet         data; visible only if an entry lists it
     files/run=R/[model=M/][concept=C/]STAGE-UUID.SUFFIX         side files that are no table
@@ -27,6 +28,7 @@ SIDE_FILES = "files"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _MAX_NAME = 200  # a folder name is "concept=" and the name; file systems allow 255 bytes
+_PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]*(/[A-Za-z0-9][A-Za-z0-9._=-]*)*")
 
 
 @dataclass(frozen=True)
@@ -76,20 +78,35 @@ class DataFile:
     sha256: str
 
     def __post_init__(self) -> None:
-        pure = PurePosixPath(self.path)
-        if not self.path or pure.is_absolute() or ".." in pure.parts or "\\" in self.path:
-            raise WarehouseError(f"data file path {self.path!r} is not inside the warehouse")
+        _check_path(self.path)
+
+
+@dataclass(frozen=True)
+class RetiredFile:
+    """A file that an entry listed until `since`, kept for a while for readers that began before."""
+
+    path: str
+    since: datetime
+
+    def __post_init__(self) -> None:
+        _check_path(self.path)
 
 
 @dataclass(frozen=True)
 class ManifestEntry:
-    """What is complete: the files of one partition key, and the fingerprint of what they were made from."""
+    """What is complete: the files of one partition key, and the fingerprint of what they were made from.
+
+    `retired` are files that are no longer part of it. A key that was taken out keeps an entry without files while it
+    has any (`retracted`); readers take it for none.
+    """
 
     key: PartitionKey
     files: tuple[DataFile, ...]
     fingerprint: str
     created: datetime
     info: dict[str, Any] = field(default_factory=dict)
+    retired: tuple[RetiredFile, ...] = ()
+    retracted: bool = False
 
 
 def manifest_path(key: PartitionKey) -> PurePosixPath:
@@ -116,6 +133,20 @@ def table_folder(table: str, key: PartitionKey) -> PurePosixPath:
     return PurePosixPath(table, *(f"{column}={values[column]}" for column in columns))
 
 
+def check_place(path: str, key: PartitionKey) -> None:
+    """Raises WarehouseError unless the file at `path` lies in a folder that is of `key` alone."""
+    pure = PurePosixPath(path)
+    top = pure.parts[0]
+    if pure.parent != table_folder("" if top == SIDE_FILES else top, key):
+        raise WarehouseError(f"{path} lies outside the partition {key}")
+
+
+def _check_path(path: str) -> None:
+    """Names of letters, digits and `._=-` only: none leads out, none is a pattern to DuckDB."""
+    if not _PATH.fullmatch(path):
+        raise WarehouseError(f"data file path {path!r} is not inside the warehouse")
+
+
 def entry_to_json(entry: ManifestEntry) -> dict[str, Any]:
     """The entry as plain JSON values."""
     key = entry.key
@@ -134,11 +165,14 @@ def entry_to_json(entry: ManifestEntry) -> dict[str, Any]:
             for file in entry.files
         ],
         "info": entry.info,
+        "retired": [{"path": file.path, "since": file.since.isoformat()} for file in entry.retired],
+        "retracted": entry.retracted,
     }
 
 
 def entry_from_json(value: Any) -> ManifestEntry:
-    """The reverse of `entry_to_json`. Raises KeyError, TypeError or ValueError when it is no entry."""
+    """The reverse of `entry_to_json`, of entries written before there were retired files too. Raises KeyError,
+    TypeError or ValueError when it is no entry."""
     files = tuple(
         DataFile(
             table=str(file["table"]),
@@ -155,4 +189,8 @@ def entry_from_json(value: Any) -> ManifestEntry:
         fingerprint=str(value["fingerprint"]),
         created=datetime.fromisoformat(value["created"]),
         info=dict(value["info"]),
+        retired=tuple(
+            RetiredFile(str(file["path"]), datetime.fromisoformat(file["since"])) for file in value.get("retired", [])
+        ),
+        retracted=bool(value.get("retracted", False)),
     )

@@ -4,10 +4,13 @@ Flows in: Arrow tables, or files that others wrote, under a `PartitionKey`. Flow
 which makes them visible in one step.
 
 A task may die, be retried, or run twice; so a writer never overwrites. It writes attempt-unique files
-into the final folder, where nobody sees them, and `publish` then replaces one small JSON file
-(`os.replace`, atomic) that lists what counts. Readers read listed files and nothing else. A crash
+into the final folder, where nobody sees them, and `publish` then replaces one small JSON file (atomic on a
+disk and on an object store) that lists what counts. Readers read listed files and nothing else. A crash
 before the replace leaves the old state, a crash after it the new one; what is left over is swept.
 No renamed data folders, so the same layout holds where a folder cannot be renamed in one step.
+
+A reader that began before a replacement still opens the files it was told of: an entry carries those it
+replaced as `retired`, and they are deleted by a later publish or sweep, once `grace` has passed.
 """
 
 from __future__ import annotations
@@ -15,177 +18,176 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import WarehouseError
-from pipeline.warehouse.disk import writing
+from pipeline.errors import StorageError, WarehouseError
 from pipeline.warehouse.layout import (
     SIDE_FILES,
+    STAGES,
     DataFile,
     ManifestEntry,
     PartitionKey,
+    RetiredFile,
+    check_place,
     entry_from_json,
     entry_to_json,
     manifest_path,
     table_folder,
 )
+from pipeline.warehouse.storage import OURS, DamagedFile, Root, Storage, size_fault, storage_at
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = ["DataFile", "ManifestEntry", "PartitionKey", "Warehouse"]
 
+GRACE = timedelta(hours=1)
+"""How long a replaced file can still be read."""
+
 _MARKER = "warehouse.json"
 _KIND = "steerability warehouse"
-_OURS = ".steer-"  # temporary files begin so; they do not make a folder non-empty
+_MANIFEST = "manifest"
 
 
 class Warehouse:
-    """A warehouse folder. Make one with `Warehouse.create`, open one with `Warehouse.open`.
+    """A warehouse, in a folder or in an object store. Make one with `Warehouse.create`, open one with `Warehouse.open`.
 
-    Two processes may publish different keys at once. `sweep` wants the run to itself.
+    Two processes may publish different keys at once. `sweep` wants the run to itself (`lock`).
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, storage: Storage, grace: timedelta = GRACE) -> None:
+        self.storage = storage
+        self.grace = grace
+        self._checks: dict[str, Callable[[], None]] = {}  # of the runs whose lock this holds
+
+    @property
+    def root(self) -> Path | str:
+        """What `open` takes: an absolute path, or a URL."""
+        return self.storage.root
 
     # --- opening ------------------------------------------------------------------------------------
 
     @classmethod
-    def open(cls, root: str | os.PathLike[str]) -> Warehouse:
+    def open(cls, root: Root, *, grace: timedelta = GRACE, cache: Path | None = None) -> Warehouse:
         """The warehouse at `root`. Raises WarehouseError if there is none, or one of another schema."""
-        path = _checked_root(root)
-        marker = path / _MARKER
-        if not marker.is_file():
-            what = "is not there" if not path.exists() else f"is not a warehouse (it has no {_MARKER})"
+        storage = storage_at(root, cache)
+        if not _is_marked(storage):
+            what = f"is not a warehouse (it has no {_MARKER})" if storage.exists() else "is not there"
             raise WarehouseError(
-                f"warehouse {path} {what}; give the folder of an earlier run, or make one with "
-                f"`steer run STUDY.toml --warehouse {path}`"
+                f"warehouse {storage.root} {what}; give the place of an earlier run, or make one with "
+                f"`steer run STUDY.toml --warehouse {storage.root}`"
             )
-        _check_marker(marker)
-        return cls(path)
+        return cls(storage, grace)
 
     @classmethod
-    def create(cls, root: str | os.PathLike[str]) -> Warehouse:
+    def create(cls, root: Root, *, grace: timedelta = GRACE, cache: Path | None = None) -> Warehouse:
         """The warehouse at `root`, made if absent; raises WarehouseError if it cannot be written."""
-        path = _checked_root(root)
-        with writing(path):
-            path.mkdir(parents=True, exist_ok=True)
-            marker = path / _MARKER
-            if marker.exists():
-                _check_marker(marker)
-            elif any(not child.name.startswith(_OURS) for child in path.iterdir()):
-                raise WarehouseError(f"{path} is not empty and not a warehouse; name a new or empty folder")
-            probe = path / f"{_OURS}probe-{uuid.uuid4().hex}"
-            probe.write_bytes(b"")
-            probe.unlink()
-            if not marker.exists():
-                from pipeline.schemas import SCHEMA_VERSION
+        storage = storage_at(root, cache)
+        is_marked = _is_marked(storage)
+        if not is_marked and not storage.is_empty():
+            raise WarehouseError(f"{storage.root} is not empty and not a warehouse; name a new or empty folder")
+        storage.create()
+        if not is_marked:
+            from pipeline.schemas import SCHEMA_VERSION
 
-                _write_json(marker, {"kind": _KIND, "schema_version": SCHEMA_VERSION})
-        return cls(path)
+            storage.replace(_MARKER, _json_bytes({"kind": _KIND, "schema_version": SCHEMA_VERSION}))
+        return cls(storage, grace)
+
+    @contextlib.contextmanager
+    def lock(self, run: str) -> Iterator[None]:
+        """Hold `run` for writing. Raises WarehouseError, naming the holder, when another process writes it. Should the
+        lock be lost meanwhile, `publish`, `retract` and `sweep` of this object raise LockLostError."""
+        with self.storage.lock(PartitionKey(run, "run").run) as check:
+            self._checks[run] = check
+            try:
+                yield
+            finally:
+                del self._checks[run]
 
     # --- what is there ------------------------------------------------------------------------------
 
     def entry(self, key: PartitionKey) -> ManifestEntry | None:
         """The published entry of `key`, or None. Raises WarehouseError if the entry is unreadable."""
-        path = self.root / manifest_path(key)
-        return self._read_entry(path) if path.exists() else None
+        entry = self._entry(key)
+        return None if entry is None or entry.retracted else entry
 
     def entries(self, run: str | None = None) -> list[ManifestEntry]:
         """Every published entry (of `run`, or of all runs), in path order."""
-        folder = self.root / "manifest"
-        if run is not None:
-            folder = folder / PartitionKey(run, "run").hive
-        return [self._read_entry(path) for path in sorted(folder.rglob("stage=*.json"))]
+        return [entry for entry in self._entries(run) if not entry.retracted]
 
     def is_complete(self, key: PartitionKey, fingerprint: str) -> bool:
         """Whether `key` is published, was made from `fingerprint`, and its files have their recorded size."""
         try:
             entry = self.entry(key)
+        except StorageError:
+            raise
         except WarehouseError:
             return False
-        if entry is None or entry.fingerprint != fingerprint:
-            return False
-        return all(self._fault(file) is None for file in entry.files)
+        return entry is not None and entry.fingerprint == fingerprint and self._fault(entry.files) is None
 
     def listed_files(self) -> dict[str, list[Path]]:
-        """Table name -> the files that count, in manifest order. What readers read, and all they read.
+        """Table name -> where the files that count can be read, in manifest order. What readers read, and all they
+        read; side files are not among them.
 
         Raises WarehouseError naming the first listed file that is missing or truncated.
         """
-        listed: dict[str, list[Path]] = {}
-        for entry in self.entries():
-            for file in entry.files:
-                fault = self._fault(file)
-                if fault:
-                    raise WarehouseError(
-                        f"warehouse {self.root}: {file.path} {fault}, but {entry.key} lists it; "
-                        "run the study again with --resume to make it again, or delete "
-                        f"{manifest_path(entry.key)} to do without"
-                    )
-                listed.setdefault(file.table, []).append(self.root / file.path)
-        return listed
+        listed = [(entry, file) for entry in self.entries() for file in entry.files if file.table]
+        try:
+            places = self.storage.fetch([file for _, file in listed])
+        except DamagedFile as damaged:
+            key = next(entry.key for entry, file in listed if file == damaged.file)
+            raise WarehouseError(
+                f"warehouse {self.root}: {damaged.file.path} {damaged.fault}, but {key} lists it; "
+                f"run the study again with --resume to make it again, or delete {manifest_path(key)} to do without"
+            ) from damaged
+        found: dict[str, list[Path]] = {}
+        for (_, file), place in zip(listed, places, strict=True):
+            found.setdefault(file.table, []).append(place)
+        return found
+
+    def local_file(self, file: DataFile) -> Path:
+        """Where a listed file can be read on this machine. Raises WarehouseError if it is missing or cut short."""
+        try:
+            return self.storage.fetch([file])[0]
+        except DamagedFile as damaged:
+            raise WarehouseError(f"warehouse {self.root}: {file.path} {damaged.fault}") from damaged
 
     # --- writing data -------------------------------------------------------------------------------
 
-    def new_file(self, table: str, key: PartitionKey, suffix: str = ".parquet") -> Path:
-        """A fresh, attempt-unique path in the final folder (made here). Invisible until an entry lists it.
+    def add_file(
+        self, table: str, key: PartitionKey, write: Callable[[Path], object], suffix: str = ".parquet"
+    ) -> DataFile:
+        """A new, attempt-unique file in the final folder with what `write` writes to the path it is given; returns
+        what to publish. Invisible until an entry lists it.
 
-        With `table` "" it is a side file, named for the stage and ending in `suffix`.
+        With `table` "" it is a side file, named for the stage and ending in `suffix`. Raises WarehouseError where a
+        table's file has not exactly its schema.
         """
-        folder = self.root / table_folder(table, key)
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        return folder / f"{'part' if table else key.stage}-{uuid.uuid4().hex}{suffix}"
+        name = f"{'part' if table else key.stage}-{uuid.uuid4().hex}{suffix}"
+        path = str(table_folder(table, key) / name)
+        with self.storage.writing(path) as place:
+            write(place)
+            num_rows = _checked_rows(table, place) if table else 0
+            num_bytes, digest = _sizes(place)
+        return DataFile(table, path, num_rows, num_bytes, digest)
 
     def write_table(self, table: str, key: PartitionKey, data: pa.Table) -> DataFile:
         """Write `data` as one zstd Parquet file of exactly the table's schema; returns what to publish."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        path = self.new_file(table, key)
+        table_folder(table, key)  # raises on what is no table of this key
         schema = _schema(table)
         _check_columns(table, data.column_names, schema.names, f"{key}")
         try:
             exact = data.select(schema.names).cast(schema)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise WarehouseError(f"table {table}, {key}: a column does not fit its type: {error}") from error
-        with writing(path):
-            pq.write_table(exact, path, compression="zstd")
-        return self.describe(table, path)
-
-    def describe(self, table: str, path: str | os.PathLike[str]) -> DataFile:
-        """The `DataFile` of a file at `path` that others wrote: checks its schema, counts rows and bytes."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        file = Path(path).resolve()
-        if not file.is_relative_to(self.root):
-            raise WarehouseError(f"{file} is not inside the warehouse {self.root}; write to new_file()")
-        num_rows = 0
-        if table:
-            try:
-                schema = pq.read_schema(file)
-                num_rows = pq.read_metadata(file).num_rows
-            except (OSError, pa.ArrowInvalid) as error:
-                raise WarehouseError(f"table {table}: {file} is no readable Parquet file: {error}") from error
-            expected = _schema(table)
-            _check_columns(table, schema.names, expected.names, str(file))
-            for column in expected:
-                found = schema.field(column.name).type
-                if found != column.type:
-                    raise WarehouseError(
-                        f"table {table}: {file} holds {column.name} as {found}; it must be {column.type}"
-                    )
-        with writing(file):
-            num_bytes, digest = _sizes(file)
-        return DataFile(table, file.relative_to(self.root).as_posix(), num_rows, num_bytes, digest)
+        return self.add_file(table, key, lambda place: pq.write_table(exact, place, compression="zstd"))
 
     # --- publishing ---------------------------------------------------------------------------------
 
@@ -196,130 +198,165 @@ class Warehouse:
         fingerprint: str,
         info: Mapping[str, Any] | None = None,
     ) -> ManifestEntry:
-        """Make `files` the whole content of `key`, in one step; what they replace is deleted after it.
+        """Make `files` the whole content of `key`, in one step. What they replace is retired, and deleted once `grace`
+        has passed.
 
         `info` is kept with the entry (timings, devices, versions, counts; JSON values).
         """
-        if len({file.path for file in files}) != len(files):
+        paths = {file.path for file in files}
+        if len(paths) != len(files):
             raise WarehouseError(f"cannot publish {key}: the same file is listed twice")
         for file in files:
             folder = table_folder(file.table, key)
             if PurePosixPath(file.path).parent != folder:
                 raise WarehouseError(f"cannot publish {file.path} under {key}: it does not lie in {folder}")
-            fault = self._fault(file)
-            if fault:
-                raise WarehouseError(f"cannot publish {key}: {file.path} {fault}; write it again")
-        entry = ManifestEntry(key, tuple(files), fingerprint, datetime.now(UTC), dict(info or {}))
-        target = self.root / manifest_path(key)
+        fault = self._fault(files)
+        if fault:
+            raise WarehouseError(f"cannot publish {key}: {fault}; write it again")
         replaced: ManifestEntry | None = None
-        with contextlib.suppress(WarehouseError):  # an unreadable entry: the sweep takes its files
-            replaced = self.entry(key)
-        with writing(target):
-            for file in files:
-                _sync(self.root / file.path)
-            for folder_path in {(self.root / file.path).parent for file in files}:
-                _sync(folder_path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _write_json(target, entry_to_json(entry))
-        if replaced is not None:
-            kept = {file.path for file in files}
-            self._delete(file for file in replaced.files if file.path not in kept)
+        try:
+            replaced = self._entry(key)
+        except StorageError:
+            raise
+        except WarehouseError:  # an unreadable entry: the sweep takes its files
+            pass
+        now = datetime.now(UTC)
+        retired = [file for file in _retired_by(replaced, now) if file.path not in paths]
+        kept = tuple(file for file in retired if self._is_readable(file, now))
+        entry = ManifestEntry(key, tuple(files), fingerprint, now, dict(info or {}), kept)
+        self._put(entry)
+        self.storage.delete([file.path for file in retired if file not in kept])
         return entry
 
     def retract(self, key: PartitionKey) -> bool:
-        """Take `key` out, its files after it. Returns whether there was anything to take out."""
-        entry = self.entry(key)
-        if entry is None:
+        """Take `key` out; its files are retired. Returns whether there was anything to take out."""
+        entry = self._entry(key)
+        if entry is None or entry.retracted:
             return False
-        target = self.root / manifest_path(key)
-        with writing(target):
-            target.unlink()
-            _sync(target.parent)
-        self._delete(entry.files)
+        now = datetime.now(UTC)
+        retired = _retired_by(entry, now)
+        kept = tuple(file for file in retired if self._is_readable(file, now))
+        self._put(ManifestEntry(key, (), entry.fingerprint, now, {}, kept, retracted=True))
+        self.storage.delete([file.path for file in retired if file not in kept])
         return True
 
     def sweep(self, run: str) -> int:
-        """Delete the data files of `run` that no entry lists (lost attempts). Returns how many.
+        """Delete the data files of `run` that no entry lists (lost attempts, and retired ones whose grace has passed).
+        Returns how many.
 
         Only while nobody else writes this run: a file not yet published looks just like a lost one.
         """
         from pipeline.schemas import TABLES
 
-        listed = {file.path for entry in self.entries(run) for file in entry.files}
+        self._check(run)
+        now = datetime.now(UTC)
+        entries = self._entries(run)
+        kept = {file.path for entry in entries for file in entry.files}
+        kept |= {file.path for entry in entries for file in entry.retired if self._is_readable(file, now)}
         partition = PartitionKey(run, "run").hive
-        num_swept = 0
-        with writing(self.root):
-            for table in (*TABLES, SIDE_FILES):
-                folder = self.root / table / partition
-                for path in sorted(folder.rglob("*"), reverse=True):  # children before their folder
-                    if path.is_dir() and not path.is_symlink():
-                        if not any(path.iterdir()):
-                            path.rmdir()
-                    elif path.relative_to(self.root).as_posix() not in listed:
-                        path.unlink()
-                        num_swept += 1
-            for path in (self.root / "manifest" / partition).rglob(f"{_OURS}*"):
-                path.unlink()
+        num_swept = sum(
+            self.storage.sweep(str(PurePosixPath(table) / partition), kept.__contains__)
+            for table in (*TABLES, SIDE_FILES)
+        )
+        gone = {
+            str(manifest_path(e.key)) for e in entries if e.retracted and kept.isdisjoint(f.path for f in e.retired)
+        }
+        self.storage.sweep(
+            str(PurePosixPath(_MANIFEST) / partition),
+            lambda path: path not in gone and not PurePosixPath(path).name.startswith(OURS),
+        )
         return num_swept
 
     # --- inside -------------------------------------------------------------------------------------
 
-    def _read_entry(self, path: Path) -> ManifestEntry:
+    def _check(self, run: str) -> None:
+        """Raises LockLostError if this object took the lock of `run` and has lost it."""
+        check = self._checks.get(run)
+        if check is not None:
+            check()
+
+    def _put(self, entry: ManifestEntry) -> None:
+        content = _json_bytes(entry_to_json(entry))
+        self._check(entry.key.run)
+        self.storage.replace(str(manifest_path(entry.key)), content)
+
+    def _entry(self, key: PartitionKey) -> ManifestEntry | None:
+        path = str(manifest_path(key))
+        [content] = self._contents([path])
+        return None if content is None else self._parsed(path, content)
+
+    def _entries(self, run: str | None) -> list[ManifestEntry]:
+        folder = PurePosixPath(_MANIFEST)
+        if run is not None:
+            folder = folder / PartitionKey(run, "run").hive
+        names = {f"stage={stage}.json" for stage in STAGES}
+        paths = [path for path in self.storage.files_in(str(folder)) if PurePosixPath(path).name in names]
+        contents = self._contents(paths)  # (one that is swept meanwhile had been taken out)
+        return [self._parsed(path, each) for path, each in zip(paths, contents, strict=True) if each is not None]
+
+    def _contents(self, paths: Sequence[str]) -> list[bytes | None]:
         try:
-            entry = entry_from_json(json.loads(path.read_text(encoding="utf-8")))
-            if self.root / manifest_path(entry.key) != path:
+            return self.storage.read_all(paths)
+        except OSError as error:
+            raise WarehouseError(f"a manifest entry of {self.root} is unreadable: {error}") from error
+
+    def _parsed(self, path: str, content: bytes) -> ManifestEntry:
+        try:
+            entry = entry_from_json(json.loads(content))
+            if str(manifest_path(entry.key)) != path:
                 raise ValueError(f"it is the entry of {entry.key}")
             for file in entry.files:
                 if PurePosixPath(file.path).parent != table_folder(file.table, entry.key):
                     raise ValueError(f"{file.path} lies outside its partition")
-        except (OSError, KeyError, TypeError, ValueError) as error:
+            for retired in entry.retired:
+                check_place(retired.path, entry.key)
+        except (KeyError, TypeError, ValueError) as error:
             raise WarehouseError(
-                f"manifest entry {path} is unreadable ({type(error).__name__}: {error}); delete it, then run "
-                "the study again with --resume"
+                f"manifest entry {path} of {self.root} is unreadable ({type(error).__name__}: {error}); delete it, "
+                "then run the study again with --resume"
             ) from error
         return entry
 
-    def _fault(self, file: DataFile) -> str | None:
-        try:
-            num_bytes = (self.root / file.path).stat().st_size
-        except OSError:
-            return "is missing"
-        if num_bytes != file.num_bytes:
-            return f"has {num_bytes} bytes instead of {file.num_bytes}"
+    def _fault(self, files: Sequence[DataFile]) -> str | None:
+        """Which file is not as recorded, and how; None if all are."""
+        for file, size in zip(files, self.storage.sizes([file.path for file in files]), strict=True):
+            if fault := size_fault(file, size):
+                return f"{file.path} {fault}"
         return None
 
-    def _delete(self, files: Iterator[DataFile] | Sequence[DataFile]) -> None:
-        for file in files:
-            with contextlib.suppress(OSError):  # already invisible; the sweep takes what stays
-                (self.root / file.path).unlink()
+    def _is_readable(self, file: RetiredFile, now: datetime) -> bool:
+        return now - file.since < self.grace
 
 
-def _checked_root(root: str | os.PathLike[str]) -> Path:
-    """The absolute root. DuckDB reads `*?[` in a path as a pattern and `name=value` as a partition column."""
-    path = Path(root).expanduser().resolve()
-    bad = [part for part in path.parts if any(char in part for char in "*?[=\n\r\0")]
-    if bad:
-        raise WarehouseError(
-            f"warehouse {path}: the folder {bad[0]!r} has one of * ? [ = in its name; name another folder"
-        )
-    return path
+def _retired_by(replaced: ManifestEntry | None, now: datetime) -> list[RetiredFile]:
+    """All retired files once `replaced` is replaced."""
+    if replaced is None:
+        return []
+    return [*replaced.retired, *(RetiredFile(file.path, now) for file in replaced.files)]
 
 
-def _check_marker(marker: Path) -> None:
+def _is_marked(storage: Storage) -> bool:
+    """Whether a warehouse of this schema is there. Raises WarehouseError if it is one that cannot be read."""
     from pipeline.schemas import SCHEMA_VERSION
 
+    marker = f"{storage.root}/{_MARKER}"
     try:
-        value = json.loads(marker.read_text(encoding="utf-8"))
+        value = json.loads(storage.read(_MARKER))
         kind, version = value["kind"], value["schema_version"]
+    except FileNotFoundError:
+        return False
+    except StorageError:
+        raise
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise WarehouseError(f"{marker} is unreadable ({error}); name another folder") from error
     if kind != _KIND:
         raise WarehouseError(f"{marker} says {kind!r}, not {_KIND!r}; name another folder")
     if version != SCHEMA_VERSION:
         raise WarehouseError(
-            f"warehouse {marker.parent} has schema version {version}; this installation reads and writes "
+            f"warehouse {storage.root} has schema version {version}; this installation reads and writes "
             f"version {SCHEMA_VERSION}; use the version of steer that made it, or name a new folder"
         )
+    return True
 
 
 def _schema(table: str) -> pa.Schema:
@@ -328,6 +365,25 @@ def _schema(table: str) -> pa.Schema:
     if table not in TABLES:
         raise WarehouseError(f"no table {table!r}; the tables are {', '.join(TABLES)}")
     return TABLES[table][0]
+
+
+def _checked_rows(table: str, file: Path) -> int:
+    """Rows of a Parquet file, once it is seen to have the table's schema."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        schema = pq.read_schema(file)
+        num_rows = pq.read_metadata(file).num_rows
+    except (OSError, pa.ArrowInvalid) as error:
+        raise WarehouseError(f"table {table}: {file} is no readable Parquet file: {error}") from error
+    expected = _schema(table)
+    _check_columns(table, schema.names, expected.names, str(file))
+    for column in expected:
+        found = schema.field(column.name).type
+        if found != column.type:
+            raise WarehouseError(f"table {table}: {file} holds {column.name} as {found}; it must be {column.type}")
+    return num_rows
 
 
 def _check_columns(table: str, found: Sequence[str], expected: Sequence[str], where: str) -> None:
@@ -347,29 +403,5 @@ def _sizes(path: Path) -> tuple[int, str]:
         return stream.tell(), digest
 
 
-def _write_json(target: Path, value: dict[str, Any]) -> None:
-    """Replace `target` in one step: temporary file, fsync, rename, fsync of the folder."""
-    temporary = target.with_name(f"{_OURS}{uuid.uuid4().hex}.tmp")
-    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync(target.parent)
-
-
-def _sync(path: Path) -> None:
-    """Push a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        if not path.is_dir():  # some file systems cannot sync a folder
-            raise
-    finally:
-        os.close(descriptor)
+def _json_bytes(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()

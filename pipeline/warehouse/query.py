@@ -13,7 +13,6 @@ Two walls, each enough by itself for files outside the warehouse:
 from __future__ import annotations
 
 import json
-import os
 import re
 import threading
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.errors import QueryError, WarehouseError
 from pipeline.warehouse.results import Result, fetch_result
+from pipeline.warehouse.storage import Root
 from pipeline.warehouse.views import connect, prepare, view_files
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class ReadOnlyStatement(NamedTuple):
 
 
 def run_query(
-    root: str | os.PathLike[str],
+    root: Root,
     sql: str,
     *,
     timeout: float = DEFAULT_TIMEOUT,

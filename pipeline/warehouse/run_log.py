@@ -1,6 +1,6 @@
 """What a run said of itself, as JSON lines that anyone can follow: `logs/RUN.jsonl` in the warehouse.
 
-Flows in: events of the one process that writes a run. Flows out: one line an event, appended in one write, and the
+Flows in: events of the one process that writes a run. Flows out: one line an event, appended in one step, and the
 same events read back. The log decides nothing: what is complete is what the manifest lists. It says what the manifest
 cannot: what was planned, what is under way, and why something failed.
 
@@ -19,49 +19,43 @@ Every event has `time` (UTC), `invocation` (the same for all events of one start
 from __future__ import annotations
 
 import json
-import os
 import threading
 import uuid
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from pipeline.warehouse.disk import writing
 from pipeline.warehouse.layout import PartitionKey
+from pipeline.warehouse.storage import Root, storage_at
+
+_FOLDER, _SUFFIX = "logs", ".jsonl"
 
 
-def log_file(root: Path, run: str) -> Path:
-    """Where the events of `run` are."""
-    return root / "logs" / f"{PartitionKey(run, 'run').run}.jsonl"
+def log_path(run: str) -> str:
+    """Where the events of `run` are, relative to the warehouse."""
+    return f"{_FOLDER}/{PartitionKey(run, 'run').run}{_SUFFIX}"
 
 
 class RunLog:
     """Appends the events of one invocation; the caller holds the run's lock."""
 
-    def __init__(self, root: Path, run: str) -> None:
-        self.path = log_file(root, run)
+    def __init__(self, root: Root, run: str) -> None:
+        self.path = log_path(run)
+        self._storage = storage_at(root)
         self.invocation = uuid.uuid4().hex[:12]
         self._one_at_a_time = threading.Lock()  # models run side by side
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one event. Raises WarehouseError when the log cannot be written."""
         head = {"time": datetime.now(UTC).isoformat(), "invocation": self.invocation, "event": event}
-        line = json.dumps({**head, **fields}, allow_nan=False) + "\n"
-        with self._one_at_a_time, writing(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-            try:
-                size = os.fstat(descriptor).st_size
-                torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"  # a writer died within a line
-                os.write(descriptor, (b"\n" if torn else b"") + line.encode())
-            finally:
-                os.close(descriptor)
+        line = json.dumps({**head, **fields}, allow_nan=False).encode()
+        with self._one_at_a_time:
+            self._storage.append_line(self.path, line)
 
 
-def read_log(root: Path, run: str) -> list[dict[str, Any]]:
+def read_log(root: Root, run: str) -> list[dict[str, Any]]:
     """Every event of `run`, oldest first; a line that a dying writer left half is passed over."""
     try:
-        lines = log_file(root, run).read_bytes().splitlines()
+        lines = storage_at(root).read(log_path(run)).splitlines()
     except FileNotFoundError:
         return []
     events = []
@@ -75,6 +69,7 @@ def read_log(root: Path, run: str) -> list[dict[str, Any]]:
     return events
 
 
-def logged_runs(root: Path) -> list[str]:
+def logged_runs(root: Root) -> list[str]:
     """Runs that have a log."""
-    return sorted(path.stem for path in (root / "logs").glob("*.jsonl"))
+    paths = storage_at(root).files_in(_FOLDER)
+    return sorted(path[len(_FOLDER) + 1 : -len(_SUFFIX)] for path in paths if path.endswith(_SUFFIX))

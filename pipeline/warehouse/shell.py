@@ -1,6 +1,6 @@
 """The views as an SQL script, so that the DuckDB shell (or any DuckDB) can be asked without this package.
 
-Flows in: a warehouse folder. Flows out: SQL on standard output.
+Flows in: a warehouse. Flows out: SQL on standard output.
 
     python -m pipeline.warehouse.shell DIR > views.sql
     duckdb -init views.sql
@@ -11,15 +11,15 @@ Views that say `build: once` become tables, worked out as the shell starts.
 
 from __future__ import annotations
 
-import os
 import sys
 
 from pipeline.errors import UserError
 from pipeline.warehouse.manifest import Warehouse
+from pipeline.warehouse.storage import Root
 from pipeline.warehouse.views import is_built_once, view_selects
 
 
-def view_script(root: str | os.PathLike[str]) -> str:
+def view_script(root: Root) -> str:
     """One CREATE statement per view of the warehouse at `root`, in build order."""
     statements = ["set TimeZone = 'UTC';"]
     for name, select in view_selects(Warehouse.open(root).listed_files()).items():

@@ -15,14 +15,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from pipeline.errors import WarehouseError
-from pipeline.warehouse.lock import is_held
 from pipeline.warehouse.manifest import ManifestEntry, Warehouse
 from pipeline.warehouse.results import Result
 from pipeline.warehouse.run_log import logged_runs, read_log
+from pipeline.warehouse.storage import Root
 
 STAGES = ("extract", "score")
 _LOST = "its process ended without a word: killed, or its machine was lost"
@@ -68,7 +67,7 @@ def status(warehouse: Warehouse, run: str | None = None) -> list[StatusRow]:
         runs = [run]
     rows: list[StatusRow] = []
     for each in runs:
-        told = _told(read_log(warehouse.root, each), is_held(warehouse.root, each))
+        told = _told(read_log(warehouse.root, each), warehouse.storage.is_held(each))
         published = {
             (entry.key.model or "", entry.key.concept or "", entry.key.stage): entry
             for entry in entries
@@ -148,7 +147,7 @@ def _close(told: dict[_Partition, _Told], reason: str, time: str | None) -> None
             each.state, each.reason, each.since = "interrupted", reason, time or each.since
 
 
-def resume_hint(rows: Sequence[StatusRow], root: Path) -> str:
+def resume_hint(rows: Sequence[StatusRow], root: Root) -> str:
     """What to do next, empty where nothing is left."""
     states = {row.state for row in rows}
     if states <= {"done"}:

@@ -1,6 +1,6 @@
 """DuckDB over the published files: the stored tables, and on them every SQL view of `warehouse/views`.
 
-Flows in: a warehouse folder. Flows out: an in-memory DuckDB connection that owns no data: its base views
+Flows in: a warehouse. Flows out: an in-memory DuckDB connection that owns no data: its base views
 (`stored_runs`, `stored_models`, ...) read exactly the Parquet files that manifest entries list, and the
 files of `warehouse/views`, in sorted order, are one view each (`12_layer_effects.sql` is `layer_effects`).
 A table without files is an empty view with the right columns, so an empty warehouse gives empty tables.
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import QueryError, WarehouseError
 from pipeline.resources import resource_dir
 from pipeline.warehouse.manifest import Warehouse
+from pipeline.warehouse.storage import Root
 
 if TYPE_CHECKING:
     import duckdb
@@ -73,7 +74,7 @@ def stored_view_sql(table: str, files: Sequence[Path]) -> str:
 
 
 def connect(
-    root: str | os.PathLike[str],
+    root: Root,
     *,
     read_only_sql: bool = False,
     memory_limit: str | None = None,
@@ -81,7 +82,8 @@ def connect(
 ) -> duckdb.DuckDBPyConnection:
     """A connection with every view over the warehouse at `root`.
 
-    It shows the warehouse as it is now; what is published later needs a new connection. `memory_limit` is
+    It shows the warehouse as it is now; what is published later needs a new connection. Files of an object store are
+    read through copies on this machine: those not there yet are fetched first. `memory_limit` is
     DuckDB's ("2GB"). With `read_only_sql` the connection opens the listed files and nothing else, spills
     nothing to disk, and its settings are locked: `query.run_query` is the way to run SQL from outside.
 
@@ -158,7 +160,7 @@ def _config(read_only_sql: bool, threads: int | None) -> dict[str, str]:
     return config
 
 
-def _create_views(con: duckdb.DuckDBPyConnection, selects: Mapping[str, str], root: str | os.PathLike[str]) -> None:
+def _create_views(con: duckdb.DuckDBPyConnection, selects: Mapping[str, str], root: Root) -> None:
     """Create the views, each bound against empty stand-ins of those before it.
 
     Bound against each other, every view would bind the whole tree below it again: half a second in all.

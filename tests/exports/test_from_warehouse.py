@@ -118,7 +118,7 @@ def test_a_real_run_is_found_as_its_own_file_has_it(tmp_path, dense_checkpoint):
         plan, plan.models[0], plan.concepts[0], SteeringVectors(origin, drawn_vectors(), ones, ones, ones, 6), wh
     )
     found = find_vectors(wh.root, "m", "kind", layers="all")
-    loaded = SteeringVectors.load(vector_file(wh, plan.study.run_id, "m", "kind"))
+    loaded = SteeringVectors.load(wh.local_file(vector_file(wh, plan.study.run_id, "m", "kind")))
     assert found.vectors.tobytes() == loaded.vectors.tobytes()
     facts = found.facts
     assert (facts.site, facts.read_position, facts.protocol) == (

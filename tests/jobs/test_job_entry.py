@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import StudyError, WarehouseError
-from pipeline.job_entry import Entry, checked_path
+from pipeline.job_entry import Entry, checked_root
 from pipeline.remote_run import is_remote, run_remotely
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,10 +68,13 @@ def test_a_job_refuses_a_warehouse_that_would_be_lost_with_its_folder():
 
 
 def test_a_relative_path_is_right_where_the_folder_stays(tmp_path):
-    assert checked_path(Entry("steer run"), Path("results"), "--warehouse") == Path("results")
-    assert checked_path(Entry("job", in_copy=True), tmp_path, "--warehouse") == tmp_path
-    with pytest.raises(WarehouseError, match="give the absolute path"):
-        checked_path(Entry("job", in_copy=True), Path("results"), "--warehouse")
+    assert checked_root(Entry("steer run"), "results", "--warehouse") == "results"
+    job = Entry("job", in_copy=True)
+    assert checked_root(job, str(tmp_path), "--warehouse") == str(tmp_path)
+    assert checked_root(job, "s3://bucket/prefix", "--warehouse") == "s3://bucket/prefix"
+    for lost in ("results", "s3:/bucket/prefix"):
+        with pytest.raises(WarehouseError, match="give the absolute path"):
+            checked_root(job, lost, "--warehouse")
 
 
 def test_only_ray_client_addresses_run_remotely(tmp_path):

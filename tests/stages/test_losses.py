@@ -310,13 +310,13 @@ def test_a_killed_driver_leaves_whole_partitions_and_frees_the_cluster(nodes, dr
 DIES_WHILE_PUBLISHING = """
 import os, signal
 from pipeline.cli import main
-from pipeline.warehouse import manifest
+from pipeline.warehouse import storage
 replace = os.replace
 def die(source, target):
     if "manifest" in str(target) and "concept=bold" in str(target) and "stage=score" in str(target):
         os.kill(os.getpid(), signal.SIGKILL)
     replace(source, target)
-manifest.os.replace = die
+storage.os.replace = die
 raise SystemExit(main())
 """
 

@@ -147,7 +147,7 @@ def test_vectors_in_parquet_and_safetensors_are_the_engines(finished, plan, stud
     model = load_model(plan.models[0].checkpoint.path, name="tiny-dense")
     train, _ = read_concept(Concept("bold", study_file.parent / "bold"))
     expected = compute_vectors(model, train)
-    saved = SteeringVectors.load(vector_file(warehouse, plan.study.run_id, "tiny-dense", "bold"))
+    saved = SteeringVectors.load(warehouse.local_file(vector_file(warehouse, plan.study.run_id, "tiny-dense", "bold")))
     assert saved.origin == expected.origin
     np.testing.assert_allclose(saved.vectors, expected.vectors, atol=1e-5)
     found = rows(

@@ -13,7 +13,7 @@ from pipeline.errors import WarehouseError
 from pipeline.schemas import VECTORS
 from pipeline.warehouse.lock import is_held, run_lock
 from pipeline.warehouse.manifest import PartitionKey, Warehouse
-from pipeline.warehouse.run_log import RunLog, log_file, read_log
+from pipeline.warehouse.run_log import RunLog, log_path, read_log
 from pipeline.warehouse.status import as_result, cost_line, resume_hint, status
 
 RUN = "mine-0123"
@@ -118,11 +118,11 @@ def test_what_is_planned_anew_is_not_done_before_it_is_published_anew(warehouse)
 
 def test_a_line_that_a_dying_writer_left_half_is_passed_over(warehouse):
     log = start(warehouse, "extract")
-    with log.path.open("ab") as stream:
+    with (warehouse.root / log.path).open("ab") as stream:
         stream.write(b'{"time": "2026-01-01T00:00')
     log.write("stage_started", model="a", stage="extract", concepts=["kind"])
     assert [event["event"] for event in read_log(warehouse.root, RUN)] == ["started", "stage_started"]
-    lines = log_file(warehouse.root, RUN).read_text().splitlines()
+    lines = (warehouse.root / log_path(RUN)).read_text().splitlines()
     assert len(lines) == 3
     assert json.loads(lines[2])["invocation"] == log.invocation
 

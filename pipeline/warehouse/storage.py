@@ -1,0 +1,298 @@
+"""Where a warehouse lies: a folder, or a prefix of a bucket; what differs between the two stands behind `Storage`.
+
+Flows in: relative POSIX paths and bytes. Flows out: files that are there whole or not at all. Nothing here knows what
+the files mean. Data files get attempt-unique names and are never changed once they are there; what is replaced
+(manifest entries, small JSON) is replaced in one step; so a folder and an object store, which cannot rename, differ in
+nothing that a caller sees.
+
+    storage_at("results")               LocalStorage: fsync, os.replace, flock
+    storage_at("s3://bucket/prefix")    S3Storage (`s3_storage`), on boto3
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from pipeline.errors import WarehouseError
+from pipeline.warehouse.disk import writing
+from pipeline.warehouse.layout import DataFile
+from pipeline.warehouse.lock import is_held, run_lock
+
+OURS = ".steer-"
+"""Temporary files begin so; they do not make a folder non-empty."""
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_COLLAPSED = re.compile(r"s3:/(?!/)")
+
+Root = str | os.PathLike[str]
+"""How a warehouse is named: a folder, or the text `s3://bucket/prefix` (a `Path` of it would lose a slash)."""
+
+
+class Storage(ABC):
+    """Files under one root, by their POSIX paths relative to it. What cannot be done raises WarehouseError."""
+
+    root: Path | str
+    """A folder's absolute path, or a URL; what messages show, and what `storage_at` takes."""
+
+    @abstractmethod
+    def exists(self) -> bool:
+        """Whether anything is at the root."""
+
+    @abstractmethod
+    def is_empty(self) -> bool:
+        """Whether nothing but temporary files is under the root."""
+
+    @abstractmethod
+    def create(self) -> None:
+        """Make the root where it is absent, and see that it can be written."""
+
+    @abstractmethod
+    def read(self, path: str) -> bytes:
+        """The file's content. Raises FileNotFoundError."""
+
+    @abstractmethod
+    def read_all(self, paths: Sequence[str]) -> list[bytes | None]:
+        """The content of each file, None where it is not there."""
+
+    @abstractmethod
+    def files_in(self, folder: str) -> list[str]:
+        """Every file in or below `folder`, ordered folder by folder."""
+
+    @abstractmethod
+    def sizes(self, paths: Sequence[str]) -> list[int | None]:
+        """Bytes of each file, None where it is not there."""
+
+    @abstractmethod
+    def fetch(self, files: Sequence[DataFile]) -> list[Path]:
+        """Where each file can be read on this machine. Raises DamagedFile for the first that is not as recorded."""
+
+    @abstractmethod
+    def writing(self, path: str) -> AbstractContextManager[Path]:
+        """A place to write a new file at; it is `path`, and durable, once the block ends."""
+
+    @abstractmethod
+    def appending(self, path: str) -> AbstractContextManager[Path]:
+        """A place to append to; what was appended is at the end of `path` once the block ends (or as it is written)."""
+
+    @abstractmethod
+    def replace(self, path: str, content: bytes) -> None:
+        """Make `content` the whole of `path`, durably and in one step."""
+
+    @abstractmethod
+    def append_line(self, path: str, line: bytes) -> None:
+        """Add `line` and a line end to `path` in one step; a line that a dying writer left half is closed first."""
+
+    @abstractmethod
+    def delete(self, paths: Collection[str]) -> None:
+        """Delete what is there of `paths`; what cannot be deleted stays (a sweep takes it)."""
+
+    @abstractmethod
+    def sweep(self, folder: str, is_kept: Callable[[str], bool]) -> int:
+        """Delete each file below `folder` that is not kept, and folders left empty. Returns the number of files."""
+
+    @abstractmethod
+    def lock(self, run: str) -> AbstractContextManager[Callable[[], None]]:
+        """The right to write `run`, until the block ends or the process dies. Raises WarehouseError, naming the holder,
+        when another writes it. Gives a check that raises LockLostError once the right is lost."""
+
+    @abstractmethod
+    def is_held(self, run: str) -> bool:
+        """Whether a process writes `run` now."""
+
+
+class DamagedFile(Exception):
+    """A listed file that is missing or of another size: which, and what is wrong with it."""
+
+    def __init__(self, file: DataFile, fault: str) -> None:
+        super().__init__(file, fault)
+        self.file, self.fault = file, fault
+
+
+def is_url(root: Root) -> bool:
+    """Whether `root` names an object store and no folder."""
+    return isinstance(root, str) and _URL.match(root) is not None
+
+
+def storage_at(root: Root, cache: Path | None = None) -> Storage:
+    """The storage that `root` names. `cache` is the folder for copies of what lies elsewhere (`file_cache`). Raises
+    WarehouseError for a root that cannot be one."""
+    if is_url(root):
+        from pipeline.warehouse.s3_storage import S3Storage
+
+        return S3Storage(str(root), cache)
+    if _COLLAPSED.match(os.fspath(root)):
+        raise WarehouseError(f"warehouse {os.fspath(root)}: a bucket is named with two slashes, s3://bucket/prefix")
+    return LocalStorage(root)
+
+
+def size_fault(file: DataFile, num_bytes: int | None) -> str | None:
+    """What is wrong with a listed file of which `num_bytes` are there."""
+    if num_bytes is None:
+        return "is missing"
+    if num_bytes != file.num_bytes:
+        return f"has {num_bytes} bytes instead of {file.num_bytes}"
+    return None
+
+
+def folder_by_folder(path: str) -> list[str]:
+    """Sorts paths as a walk meets them."""
+    return path.split("/")
+
+
+def readable_root(path: Path, what: str) -> Path:
+    """`path`, absolute. DuckDB reads `*?[` in a path as a pattern and `name=value` as a partition column."""
+    absolute = path.expanduser().resolve()
+    bad = [part for part in absolute.parts if any(char in part for char in "*?[=\n\r\0")]
+    if bad:
+        raise WarehouseError(
+            f"{what} {absolute}: the folder {bad[0]!r} has one of * ? [ = in its name; name another folder"
+        )
+    return absolute
+
+
+class LocalStorage(Storage):
+    """A folder. What is written is synced before it counts; a replacement is a rename."""
+
+    root: Path
+
+    def __init__(self, root: Root) -> None:
+        self.root = readable_root(Path(root), "warehouse")
+
+    def exists(self) -> bool:
+        return self.root.exists()
+
+    def is_empty(self) -> bool:
+        return not self.root.exists() or all(child.name.startswith(OURS) for child in self.root.iterdir())
+
+    def create(self) -> None:
+        with writing(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe = self.root / f"{OURS}probe-{uuid.uuid4().hex}"
+            probe.write_bytes(b"")
+            probe.unlink()
+
+    def read(self, path: str) -> bytes:
+        try:
+            return (self.root / path).read_bytes()
+        except NotADirectoryError as error:
+            raise FileNotFoundError(*error.args) from error
+
+    def read_all(self, paths: Sequence[str]) -> list[bytes | None]:
+        contents: list[bytes | None] = []
+        for path in paths:
+            try:
+                contents.append(self.read(path))
+            except FileNotFoundError:
+                contents.append(None)
+        return contents
+
+    def files_in(self, folder: str) -> list[str]:
+        found = (self.root / folder).rglob("*")
+        return sorted((p.relative_to(self.root).as_posix() for p in found if p.is_file()), key=folder_by_folder)
+
+    def sizes(self, paths: Sequence[str]) -> list[int | None]:
+        sizes: list[int | None] = []
+        for path in paths:
+            try:
+                sizes.append((self.root / path).stat().st_size)
+            except OSError:
+                sizes.append(None)
+        return sizes
+
+    def fetch(self, files: Sequence[DataFile]) -> list[Path]:
+        for file, size in zip(files, self.sizes([file.path for file in files]), strict=True):
+            if fault := size_fault(file, size):
+                raise DamagedFile(file, fault)
+        return [self.root / file.path for file in files]
+
+    @contextlib.contextmanager
+    def writing(self, path: str) -> Iterator[Path]:
+        file = self.root / path
+        with writing(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                yield file
+            except BaseException:
+                file.unlink(missing_ok=True)  # where the disk is full, the next one needs the room
+                raise
+            _sync(file)
+            _sync(file.parent)
+
+    @contextlib.contextmanager
+    def appending(self, path: str) -> Iterator[Path]:
+        file = self.root / path
+        with writing(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        yield file
+
+    def replace(self, path: str, content: bytes) -> None:
+        target = self.root / path
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f"{OURS}{uuid.uuid4().hex}.tmp")
+            try:
+                with temporary.open("wb") as stream:
+                    stream.write(content)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                os.replace(temporary, target)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+            _sync(target.parent)
+
+    def append_line(self, path: str, line: bytes) -> None:
+        file = self.root / path
+        with writing(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+            try:
+                size = os.fstat(descriptor).st_size
+                torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"  # a writer died within a line
+                os.write(descriptor, (b"\n" if torn else b"") + line + b"\n")
+            finally:
+                os.close(descriptor)
+
+    def delete(self, paths: Collection[str]) -> None:
+        for path in paths:
+            with contextlib.suppress(OSError):
+                (self.root / path).unlink()
+
+    def sweep(self, folder: str, is_kept: Callable[[str], bool]) -> int:
+        num_swept = 0
+        with writing(self.root / folder):
+            for path in sorted((self.root / folder).rglob("*"), reverse=True):  # children before their folder
+                if path.is_dir() and not path.is_symlink():
+                    if not any(path.iterdir()):
+                        path.rmdir()
+                elif not is_kept(path.relative_to(self.root).as_posix()):
+                    path.unlink()
+                    num_swept += 1
+        return num_swept
+
+    @contextlib.contextmanager
+    def lock(self, run: str) -> Iterator[Callable[[], None]]:
+        with run_lock(self.root, run):
+            yield lambda: None  # the operating system takes it from nobody alive
+
+    def is_held(self, run: str) -> bool:
+        return is_held(self.root, run)
+
+
+def _sync(path: Path) -> None:
+    """Push a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():  # some file systems cannot sync a folder
+            raise
+    finally:
+        os.close(descriptor)
