@@ -203,6 +203,20 @@ def test_only_what_is_missing_is_computed(finished, plan, tmp_path):
     assert_same_tables(all_tables(warehouse), before, RECOMPUTED)
 
 
+def test_a_partition_of_many_blocks_is_gathered_into_few_files(finished, plan, tmp_path, monkeypatch):
+    warehouse = copy_of(finished, tmp_path)
+    before = all_tables(warehouse)
+    lost = PartitionKey(plan.study.run_id, "score", "tiny-dense", "kind")
+    blocks = [file.table for file in warehouse.entry(lost).files]
+    warehouse.retract(lost)
+    monkeypatch.setattr(write, "FILES_PER_PARTITION", 1)
+    summary = run_study(plan, warehouse)
+    assert summary.computed == [lost]
+    assert sorted(blocks) == ["control_scores"] * 2 + ["scores"] * 2
+    assert sorted(file.table for file in warehouse.entry(lost).files) == ["control_scores", "scores"]
+    assert_same_tables(all_tables(warehouse), before, RECOMPUTED)
+
+
 def test_files_that_an_interrupted_run_left_behind_are_not_seen_and_are_swept(finished, plan, tmp_path):
     warehouse = copy_of(finished, tmp_path)
     before = all_tables(warehouse)
