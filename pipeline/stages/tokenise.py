@@ -65,8 +65,9 @@ class TokenisePairs(Tokenise):
         for prompt in prompts:
             name = f"concept {prompt.concept!r}, prompt {prompt.id!r}"
             row: dict[str, Any] = {"concept": prompt.concept, "pair": prompt.id}
-            for side in ("matching", "other"):
-                encoded = self.encoder.answered(prompt.text, getattr(prompt, side), self.spec.read_position, name)
+            letters = (prompt.matching, prompt.other)
+            sides = self.encoder.sides(prompt.text, letters, self.spec.read_position, name)
+            for side, encoded in zip(("matching", "other"), sides, strict=True):
                 row[f"ids_{side}"] = encoded.ids
                 row[f"read_{side}"] = encoded.read
             rows.append(row)
