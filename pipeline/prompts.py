@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -384,7 +384,7 @@ class ContentDigest:
 
     def add(self, prompt: Prompt) -> None:
         """Take in one prompt."""
-        said = json.dumps(astuple(prompt), separators=(",", ":"))
+        said = json.dumps(list(vars(prompt).values()), separators=(",", ":"))
         self._prompts.append(hashlib.sha256(said.encode("ascii")).digest())
 
     def __len__(self) -> int:

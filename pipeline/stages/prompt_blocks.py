@@ -40,8 +40,7 @@ def prompt_blocks(
     block: list[pa.Table] = []
     for batch in range(num_batches):
         start, end = (num_prompts * edge // num_batches for edge in (batch, batch + 1))
-        rows = [_row(prompt) for prompt in islice(waiting, end - start)]
-        block.append(as_one_row(pa.Table.from_pylist(rows, schema=PROMPT_ROWS)))
+        block.append(as_one_row(_table(islice(waiting, end - start))))
         if len(block) == batches_in_block or batch == num_batches - 1:
             yield pa.concat_tables(block).combine_chunks()
             block = []
@@ -74,13 +73,7 @@ def from_one_row(row: pa.Table) -> pa.Table:
     return pa.Table.from_struct_array(row.column("rows").combine_chunks().flatten())
 
 
-def _row(prompt: Prompt) -> dict[str, str]:
-    return {
-        "concept": prompt.concept,
-        "split": prompt.split,
-        "id": prompt.id,
-        "question": prompt.question,
-        "choice_a": prompt.choices[0],
-        "choice_b": prompt.choices[1],
-        "matching": prompt.matching,
-    }
+def _table(prompts: Iterable[Prompt]) -> pa.Table:
+    rows = [(p.concept, p.split, p.id, p.question, *p.choices, p.matching) for p in prompts]
+    columns = zip(*rows, strict=True)
+    return pa.Table.from_arrays([pa.array(column, pa.string()) for column in columns], schema=PROMPT_ROWS)

@@ -16,6 +16,7 @@ from pipeline.engine.tokens import PromptEncoder
 from pipeline.engine.vectors import SteeringVectors
 from pipeline.errors import ActivationError, UserError
 from pipeline.prompts import Concept, read_concept
+from pipeline.stages import write
 from pipeline.stages.model_run import user_error_in, vector_file
 from pipeline.stages.pools import running_ray
 from pipeline.stages.study_plan import plan_study
