@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -274,21 +274,39 @@ def read_split(concept: Concept, split: str) -> list[Prompt]:
     return list(iter_split(concept, split))
 
 
-def read_concept(concept: Concept) -> tuple[list[Prompt], list[Prompt]]:
-    """The train and the test prompts; beyond `read_split`, no id and no question may be in both."""
-    train = list(_numbered(concept, "train"))
-    test = list(_numbered(concept, "test"))
+def iter_concept(concept: Concept) -> Iterator[Prompt]:
+    """The train and then the test prompts, one at a time; beyond `read_split`, no id and no question may be in both.
+
+    Held meanwhile is the id of each prompt and 16 bytes of each train question, whatever the length of the texts.
+    """
     train_file, test_file = display(concept.file("train")), display(concept.file("test"))
-    ids = {prompt.id: line for prompt, line in train}
-    questions = {_folded(prompt.question): line for prompt, line in train}
-    for prompt, line in test:
+    ids: dict[str, int] = {}
+    questions: dict[bytes, int] = {}
+    for prompt, line in _numbered(concept, "train"):
+        ids[prompt.id] = line
+        questions[_question_key(prompt)] = line
+        yield prompt
+    for prompt, line in _numbered(concept, "test"):
         if prompt.id in ids:
             raise PromptError(str(repeated_id(prompt, line, test_file, f"{train_file}:{ids[prompt.id]}")))
-        if (at := questions.get(_folded(prompt.question))) is not None:
+        if (at := questions.get(_question_key(prompt))) is not None:
             message = f"is also the question of {train_file}:{at}"
             fix = "drop one: a vector is tested on unseen questions"
             raise PromptError(str(Fault(test_file, line, "question", message, fix)))
-    return [prompt for prompt, _ in train], [prompt for prompt, _ in test]
+        yield prompt
+
+
+def read_concept(concept: Concept) -> tuple[list[Prompt], list[Prompt]]:
+    """The train and the test prompts, checked as `iter_concept` says."""
+    train: list[Prompt] = []
+    test: list[Prompt] = []
+    for prompt in iter_concept(concept):
+        (train if prompt.split == "train" else test).append(prompt)
+    return train, test
+
+
+def _question_key(prompt: Prompt) -> bytes:
+    return hashlib.blake2b(_folded(prompt.question).encode(), digest_size=16).digest()
 
 
 def _numbered(concept: Concept, split: str) -> Iterator[tuple[Prompt, int]]:
@@ -357,7 +375,29 @@ def find_concept(name_or_path: str, search: Path | None = None) -> Concept:
     )
 
 
+class ContentDigest:
+    """SHA-256, in hex, over everything prompts say, whatever their order and their spelling as JSON. They are added one
+    by one; 32 bytes of each are kept."""
+
+    def __init__(self) -> None:
+        self._prompts: list[bytes] = []
+
+    def add(self, prompt: Prompt) -> None:
+        """Take in one prompt."""
+        said = json.dumps(list(vars(prompt).values()), separators=(",", ":"))
+        self._prompts.append(hashlib.sha256(said.encode("ascii")).digest())
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def hexdigest(self) -> str:
+        """Of the prompts taken in so far."""
+        return hashlib.sha256(b"".join(sorted(self._prompts))).hexdigest()
+
+
 def content_digest(prompts: Iterable[Prompt]) -> str:
-    """SHA-256, in hex, over everything the prompts say, whatever their order and their spelling as JSON."""
-    lines = sorted(json.dumps(astuple(prompt), separators=(",", ":")) for prompt in prompts)
-    return hashlib.sha256("\n".join(lines).encode("ascii")).hexdigest()
+    """The `ContentDigest` of `prompts`."""
+    digest = ContentDigest()
+    for prompt in prompts:
+        digest.add(prompt)
+    return digest.hexdigest()

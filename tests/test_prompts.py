@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,11 @@ import pytest
 from pipeline.errors import PromptError
 from pipeline.prompts import (
     Concept,
+    ContentDigest,
     Prompt,
     content_digest,
     find_concept,
+    iter_concept,
     iter_split,
     known_concepts,
     parse_prompt,
@@ -202,6 +205,24 @@ def test_the_digest_is_of_the_content_whatever_the_order_or_spelling_in_the_file
     assert len(content_digest(plain)) == 64
     for change in ({"matching": "B"}, {"question": "?"}, {"choices": ("a", "b")}, {"id": "q"}):
         assert content_digest([replace(plain[0], **change), plain[1]]) != content_digest(plain)
+
+
+def test_going_through_a_concept_holds_no_texts(tmp_path: Path) -> None:
+    """Prompts of 20,000 characters each: what checks and digests keep does not grow with the text."""
+    num_prompts, num_characters = 400, 20_000
+    rows = [row(n, question=f"{n} " + "x" * num_characters) for n in range(num_prompts)]
+    concept = write_concept(tmp_path / "c", rows[: num_prompts // 2], rows[num_prompts // 2 :])
+    tracemalloc.start()
+    try:
+        digest = ContentDigest()
+        for prompt in iter_concept(concept):
+            digest.add(prompt)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(digest) == num_prompts
+    assert digest.hexdigest() == content_digest(prompt for split in read_concept(concept) for prompt in split)
+    assert peak < num_prompts * num_characters / 20
 
 
 @pytest.mark.parametrize("name", known_concepts())

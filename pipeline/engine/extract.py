@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -157,8 +158,8 @@ def compute_vectors(
     Addition"). For a notebook; studies use the same functions through `stages`."""
     chosen = load_protocol(protocol) if isinstance(protocol, str) else protocol
     encoder = PromptEncoder(model.tokenizer, chosen.answer_form, model.max_positions)
-    sides = [(p, letter) for p in prompts for letter in (p.matching, p.other)]
-    rows = [encoder.answered(p.text, letter, chosen.read_position, p.id) for p, letter in sides]
-    activations = read_activations(model, rows, chosen.read_site, budget, [p.id for p, _ in sides])
+    pairs = [encoder.sides(p.text, (p.matching, p.other), chosen.read_position, p.id) for p in prompts]
+    names = [p.id for p in prompts for _ in range(2)]
+    activations = read_activations(model, list(chain.from_iterable(pairs)), chosen.read_site, budget, names)
     origin = VectorOrigin(model.name, prompts[0].concept, chosen.read_site, chosen.read_position, chosen.name)
     return SteeringVectors.from_moments(origin, *pair_moments(activations[0::2], activations[1::2]))

@@ -8,6 +8,7 @@ Token counts start at 0. Nothing is padded here; padding is the business of whoe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,12 +103,21 @@ class PromptEncoder:
         self, text: str, letter: str, read: ReadPosition = "answer_letter", name: str = "prompt"
     ) -> EncodedAnswer:
         """Encode `text` with the answer `letter` given; read at the letter's token, or at the last of "(A)"."""
+        return self.sides(text, (letter,), read, name)[0]
+
+    def sides(
+        self, text: str, letters: Sequence[str], read: ReadPosition = "answer_letter", name: str = "prompt"
+    ) -> list[EncodedAnswer]:
+        """`answered` with each of `letters`; the prompt they share is encoded and checked once."""
         prompt = self.prompt(text, name)
-        if read == "answer_letter":
-            ids = (*prompt.ids, self.answer_ids[LETTERS.index(letter)])
-        else:
-            ids = self._ids(self._render(text, name) + self._answers[LETTERS.index(letter)] + ")")
-        return EncodedAnswer(ids, len(ids) - 1)
+        found = []
+        for letter in letters:
+            if read == "answer_letter":
+                ids = (*prompt.ids, self.answer_ids[LETTERS.index(letter)])
+            else:
+                ids = self._ids(self._render(text, name) + self._answers[LETTERS.index(letter)] + ")")
+            found.append(EncodedAnswer(ids, len(ids) - 1))
+        return found
 
     def _render(self, text: str, name: str) -> str:
         controls = [token for token in self.tokenizer.all_special_tokens if token in text]

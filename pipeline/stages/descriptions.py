@@ -10,15 +10,19 @@ import hashlib
 import json
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import chain, islice
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.errors import UserError
+from pipeline.prompts import SPLITS
 from pipeline.provenance import commit, versions
 from pipeline.schemas import MODELS, PROMPTS, RUNS
-from pipeline.stages.study_plan import ModelPlan, StudyPlan
+from pipeline.stages.study_plan import ConceptPlan, ModelPlan, StudyPlan
 from pipeline.warehouse.manifest import PartitionKey, Warehouse
+
+_PROMPTS_PER_FILE = 20_000
 
 
 def publish_descriptions(plan: StudyPlan, warehouse: Warehouse) -> None:
@@ -44,18 +48,21 @@ def publish_descriptions(plan: StudyPlan, warehouse: Warehouse) -> None:
     for model in plan.models:
         _publish_rows(warehouse, PartitionKey(run, "model", model=model.name), "models", [_model_row(model)], MODELS)
     for concept in plan.concepts:
-        rows = [
-            {
-                "split": p.split,
-                "prompt": p.id,
-                "question": p.question,
-                "choice_a": p.choices[0],
-                "choice_b": p.choices[1],
-                "matching": p.matching,
-            }
-            for p in (*concept.train, *concept.test)
-        ]
-        _publish_rows(warehouse, PartitionKey(run, "prompts", concept=concept.name), "prompts", rows, PROMPTS)
+        _publish_prompts(warehouse, PartitionKey(run, "prompts", concept=concept.name), concept)
+
+
+def _publish_prompts(warehouse: Warehouse, key: PartitionKey, concept: ConceptPlan) -> None:
+    """All prompts of `concept`, in files of `_PROMPTS_PER_FILE`: no more of them are held."""
+    fingerprint = hashlib.sha256(f"{concept.train_digest} {concept.test_digest}".encode()).hexdigest()
+    if warehouse.is_complete(key, fingerprint):
+        return
+    prompts = chain.from_iterable(concept.prompts(split) for split in SPLITS)
+    files = []
+    while part := list(islice(prompts, _PROMPTS_PER_FILE)):
+        rows = [(p.split, p.id, p.question, *p.choices, p.matching) for p in part]
+        columns = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
+        files.append(warehouse.write_table("prompts", key, pa.Table.from_arrays(columns, schema=PROMPTS)))
+    warehouse.publish(key, files, fingerprint)
 
 
 def _model_row(model: ModelPlan) -> dict[str, Any]:

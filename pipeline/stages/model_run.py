@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,11 @@ import pyarrow as pa
 from pipeline.engine.sweep import SweepGrid
 from pipeline.engine.vectors import SteeringVectors, VectorOrigin
 from pipeline.errors import LockLostError, UserError, WarehouseError
+from pipeline.prompts import Split
 from pipeline.schemas import VECTORS
 from pipeline.stages.gang import ReplicaSpec, Reservation
 from pipeline.stages.pools import Pools, ending_gangs
-from pipeline.stages.prompt_blocks import prompt_blocks
+from pipeline.stages.prompt_blocks import batches_per_block, prompt_blocks
 from pipeline.stages.reduce import VectorReducer, partial_moments
 from pipeline.stages.replica import ExtractActivations, ScorePrompts, ScoreSpec
 from pipeline.stages.run_summary import Progress, RunSummary, Stage, StageTime
@@ -30,7 +32,7 @@ from pipeline.stages.study_plan import ConceptPlan, ModelPlan, StudyPlan
 from pipeline.stages.tokenise import TokenisePairs, TokenisePrompts, TokeniseSpec
 from pipeline.stages.weight_passes import prompts_per_batch
 from pipeline.stages.work_book import Pen, WorkBook
-from pipeline.stages.write import WriteScores
+from pipeline.stages.write import WriteScores, rows_per_file
 from pipeline.warehouse.manifest import DataFile, PartitionKey, Warehouse
 from pipeline.warehouse.run_log import RunLog
 
@@ -113,7 +115,7 @@ def told(error: BaseException) -> dict[str, str]:
 def _run_stage(work: ModelWork, stage: Stage, pools: Pools, run: RunContext) -> None:
     plan, model, concepts = work.plan, work.model, work.stages[stage]
     compute: Callable[..., Iterator[tuple[PartitionKey | None, int]]] = _extract if stage == "extract" else _score
-    total = sum(len(c.train if stage == "extract" else c.test) for c in concepts)
+    total = sum(c.num_train if stage == "extract" else c.num_test for c in concepts)
     run.report(Progress(model.name, stage, 0, total))
     run.log.write("stage_started", model=model.name, stage=stage, concepts=[c.name for c in concepts])
     begun = first = time.perf_counter()
@@ -168,7 +170,7 @@ def _extract(
         before = {name: reducer.num_pairs(name) for name in waiting}
         reducer.add(batch)
         arrived = sum(reducer.num_pairs(name) - count for name, count in before.items())
-        whole = [c for c in waiting.values() if reducer.num_pairs(c.name) == len(c.train)]
+        whole = [c for c in waiting.values() if reducer.num_pairs(c.name) == c.num_train]
         yield None, arrived
         for concept in whole:
             del waiting[concept.name]
@@ -216,15 +218,17 @@ def _score(
         controls=grid.controls,
         seed=study.file.study.seed,
     )
+    steered = sum(s != 0 for s in grid.strengths)
+    rows_of_prompt = len(model.layers) * (len(grid.strengths) + grid.controls * steered)
+    in_block = pools.batch_size * _batches_per_block(plan, concepts, "test", pools)
+    gathered = {**pools.side, "batch_size": rows_per_file(max(c.num_test for c in concepts), rows_of_prompt, in_block)}
     files = (
         _read_prompts(plan, concepts, "test", pools)
         .map_batches(TokenisePrompts, fn_constructor_args=(_tokenise_spec(plan, model),), **pools.tokenise)
         .map_batches(ScorePrompts, fn_constructor_args=(_replica_spec(work, pools), score, pen), **pools.model)
-        .map_batches(WriteScores(warehouse.root, study.run_id, model.name), **pools.side)
+        .map_batches(WriteScores(warehouse.root, study.run_id, model.name), **gathered)
     )
-    steered = sum(s != 0 for s in grid.strengths)
-    rows_of_prompt = len(model.layers) * (len(grid.strengths) + grid.controls * steered)
-    expected = {c.name: len(c.test) * rows_of_prompt for c in concepts}
+    expected = {c.name: c.num_test * rows_of_prompt for c in concepts}
     by_name = {c.name: c for c in concepts}
     written: dict[str, list[DataFile]] = {name: [] for name in expected}
     for batch in _results(files, run):
@@ -234,7 +238,7 @@ def _score(
             key = None
             if sum(file.num_rows for file in written[name]) == expected[name]:
                 key = PartitionKey(study.run_id, "score", model.name, name)
-                info = {"num_prompts": len(by_name[name].test)}
+                info = {"num_prompts": by_name[name].num_test}
                 warehouse.publish(key, written[name], plan.score_fingerprint(model, by_name[name]), info)
                 del expected[name]
             yield key, num_prompts if table == "scores" else 0
@@ -248,13 +252,18 @@ def vector_file(warehouse: Warehouse, run: str, model: str, concept: str) -> Dat
     return next(file for file in entry.files if file.path.endswith(_SAFETENSORS))
 
 
-def _read_prompts(plan: StudyPlan, concepts: Sequence[ConceptPlan], split: str, pools: Pools) -> ray.data.Dataset:
-    """Prompts of all concepts in batches of one concept each, which travel as blocks through all stages."""
+def _read_prompts(plan: StudyPlan, concepts: Sequence[ConceptPlan], split: Split, pools: Pools) -> ray.data.Dataset:
+    """Prompts of all concepts in batches of one concept each, and these in blocks."""
     import ray.data
 
-    size = pools.batch_size
-    blocks = [block for c in concepts for block in prompt_blocks(c.train if split == "train" else c.test, size)]
-    return ray.data.from_blocks(blocks)  # (from_arrow wants a whole CPU free for each block)
+    together = _batches_per_block(plan, concepts, split, pools)
+    blocks = (prompt_blocks(c.prompts(split), c.num_prompts(split), pools.batch_size, together) for c in concepts)
+    return ray.data.from_blocks(list(chain.from_iterable(blocks)))  # (from_arrow wants a whole CPU free for each)
+
+
+def _batches_per_block(plan: StudyPlan, concepts: Sequence[ConceptPlan], split: Split, pools: Pools) -> int:
+    num_prompts = sum(c.num_prompts(split) for c in concepts)
+    return batches_per_block(num_prompts, pools.batch_size, plan.study.file.cluster.replica_range[1])
 
 
 def _results(dataset: ray.data.Dataset, run: RunContext) -> Iterator[pa.Table]:

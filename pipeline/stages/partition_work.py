@@ -29,11 +29,11 @@ class PartitionWork:
 def partition_work(plan: StudyPlan, model: ModelPlan, concept: ConceptPlan, stage: str) -> PartitionWork:
     """The work of `stage` ("extract" or "score") for one model and concept."""
     if stage == "extract":
-        return PartitionWork(len(concept.train), float(EXTRACT_FORWARDS * len(concept.train)))
+        return PartitionWork(concept.num_train, float(EXTRACT_FORWARDS * concept.num_train))
     grid = plan.study.grid
     branches = (1 + grid.controls) * sum(strength != 0 for strength in grid.strengths)
     forwards = sweep_forwards(model.facts.num_layers, model.layers, branches, plan.study.protocol.steer_site)
-    return PartitionWork(len(concept.test), len(concept.test) * forwards)
+    return PartitionWork(concept.num_test, concept.num_test * forwards)
 
 
 def sweep_forwards(num_layers: int, layers: tuple[int, ...], num_branches: int, site: Site) -> float:

@@ -29,6 +29,7 @@ _SIDE_CPUS = 0.1  # of one task that tokenises, reduces or writes
 _SPARE_CPUS = 0.5  # left free by model actors for those
 _ACCELERATOR = "accelerator_type:"  # what Ray's resource of a kind of GPU begins with
 _OBJECT_STORE_BYTES = 1 << 30  # of an embedded Ray; activations stream through it and are never all there
+_IN_FLIGHT_SHARE = 0.25  # of the object store: what blocks of one stage may take before those who make them must wait
 
 
 WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
@@ -92,6 +93,7 @@ def _configure_data() -> None:
 
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True  # so that a rerun merges and writes in the same order
+    context.override_object_store_memory_limit_fraction = _IN_FLIGHT_SHARE
     context.enable_progress_bars = False  # the study shows its own
     context.print_on_execution_start = False
     context.raise_original_map_exception = True  # Ray's own wrapper keeps only the text of what a stage raised

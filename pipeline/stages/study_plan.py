@@ -9,15 +9,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 
 from pipeline.engine.architecture import ArchitectureFacts
 from pipeline.engine.checkpoint import Checkpoint, read_checkpoint, resolve_checkpoint
 from pipeline.engine.layout import check_ranks
 from pipeline.engine.tokens import PromptEncoder, load_tokenizer
 from pipeline.errors import PromptError, StudyError, UserError
-from pipeline.prompts import Concept, Prompt, content_digest, find_concept, read_concept
+from pipeline.prompts import (
+    SPLITS,
+    Concept,
+    ContentDigest,
+    Prompt,
+    Split,
+    display,
+    find_concept,
+    iter_concept,
+    iter_split,
+)
 from pipeline.registry import Lineage, lineage_of
 from pipeline.schemas import SCHEMA_VERSION
 from pipeline.study import ModelSection, Study
@@ -28,17 +39,41 @@ _ENCODED_AHEAD = 5_000  # prompts a model's tokenizer is tried on before the stu
 
 @dataclass(frozen=True)
 class ConceptPlan:
-    """One concept with its prompts and their digests."""
+    """One concept: how many prompts its splits have, and their digests. Prompts are read where they are needed, never
+    all held: there may be hundreds of thousands."""
 
     concept: Concept
-    train: list[Prompt]
-    test: list[Prompt]
+    num_train: int
+    num_test: int
     train_digest: str
     test_digest: str
+
+    @classmethod
+    def of(cls, concept: Concept) -> ConceptPlan:
+        """Reads `concept` through once. Raises PromptError at its first fault."""
+        train, test = ContentDigest(), ContentDigest()
+        for prompt in iter_concept(concept):
+            (train if prompt.split == "train" else test).add(prompt)
+        return cls(concept, len(train), len(test), train.hexdigest(), test.hexdigest())
 
     @property
     def name(self) -> str:
         return self.concept.name
+
+    def num_prompts(self, split: Split) -> int:
+        """Prompts of one split."""
+        return self.num_train if split == "train" else self.num_test
+
+    def prompts(self, split: Split) -> Iterator[Prompt]:
+        """The prompts of one split, read again one at a time. Raises PromptError at their end if they are not those
+        that were checked."""
+        digest = ContentDigest()
+        for prompt in iter_split(self.concept, split):
+            digest.add(prompt)
+            yield prompt
+        if digest.hexdigest() != (self.train_digest if split == "train" else self.test_digest):
+            file = display(self.concept.file(split))
+            raise PromptError(f"{file}: was changed after the study had begun; run it again, and leave it as it is")
 
 
 @dataclass(frozen=True)
@@ -116,8 +151,7 @@ def _plan_concepts(study: Study) -> tuple[ConceptPlan, ...]:
                 f"study.concepts names {concept.name!r} twice ({concept.folder} and "
                 f"{planned[concept.name].concept.folder}); rename one folder, or drop one"
             )
-        train, test = read_concept(concept)
-        planned[concept.name] = ConceptPlan(concept, train, test, content_digest(train), content_digest(test))
+        planned[concept.name] = ConceptPlan.of(concept)
     if not planned:
         raise PromptError("study.concepts names no concept")
     return tuple(planned.values())
@@ -128,8 +162,9 @@ def _try_tokenizer(study: Study, model: ModelPlan, concepts: Sequence[ConceptPla
     try:
         tokenizer = load_tokenizer(model.checkpoint.path)
         encoder = PromptEncoder(tokenizer, protocol.answer_form, model.facts.max_positions)
-        prompts = [p for c in concepts for split in (c.train, c.test) for p in split]
-        for prompt in prompts[:_ENCODED_AHEAD]:
+        for prompt in islice(
+            chain.from_iterable(c.prompts(split) for c in concepts for split in SPLITS), _ENCODED_AHEAD
+        ):
             encoder.prompt(prompt.text, f"concept {prompt.concept!r}, prompt {prompt.id!r}")
     except UserError as error:
         raise type(error)(f"model {model.name!r}: {error}") from error

@@ -1,11 +1,13 @@
 """Prompts to token ids, through the checkpoint's chat template.
 
-Flows in: PROMPT_ROWS. Flows out: PAIR_ROWS (both answers given, for extraction) or TOKEN_ROWS (no answer, for scoring),
-a block as one row. Too long a prompt or a broken answer boundary raises here, before it reaches a model.
+Flows in: blocks of batches of PROMPT_ROWS. Flows out: the same batches as PAIR_ROWS (both answers given, for
+extraction) or TOKEN_ROWS (no answer, for scoring), each still one row. Too long a prompt or a broken answer boundary
+raises here, before it reaches a model.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from pipeline.engine.tokens import PromptEncoder, load_tokenizer
 from pipeline.prompts import Prompt
 from pipeline.protocols import AnswerForm, ReadPosition
 from pipeline.schemas import PAIR_ROWS, PROMPT_ROWS, TOKEN_ROWS, require_columns
-from pipeline.stages.prompt_blocks import as_one_row, prompts_of
+from pipeline.stages.prompt_blocks import each_batch, prompts_of
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class TokeniseSpec:
     max_tokens: int
 
 
-class Tokenise:
+class Tokenise(ABC):
     """Base of the two tokenising stages; the tokenizer is loaded once, at the first batch."""
 
     def __init__(self, spec: TokeniseSpec) -> None:
@@ -43,33 +45,41 @@ class Tokenise:
             self._encoder = PromptEncoder(tokenizer, self.spec.answer_form, self.spec.max_tokens)
         return self._encoder
 
-    def prompts(self, batch: pa.Table) -> list[Prompt]:
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return each_batch(block, self._encoded)
+
+    def _encoded(self, batch: pa.Table) -> pa.Table:
         require_columns(type(self).__name__, batch.column_names, PROMPT_ROWS.names)
-        return prompts_of(batch)
+        return self.encode(prompts_of(batch))
+
+    @abstractmethod
+    def encode(self, prompts: list[Prompt]) -> pa.Table:
+        """The rows of a batch of prompts."""
 
 
 class TokenisePairs(Tokenise):
-    """Each prompt with its matching and its other answer: PAIR_ROWS, as one row."""
+    """Each prompt with its matching and its other answer: PAIR_ROWS."""
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
+    def encode(self, prompts: list[Prompt]) -> pa.Table:
         rows: list[dict[str, Any]] = []
-        for prompt in self.prompts(batch):
+        for prompt in prompts:
             name = f"concept {prompt.concept!r}, prompt {prompt.id!r}"
             row: dict[str, Any] = {"concept": prompt.concept, "pair": prompt.id}
-            for side in ("matching", "other"):
-                encoded = self.encoder.answered(prompt.text, getattr(prompt, side), self.spec.read_position, name)
+            letters = (prompt.matching, prompt.other)
+            sides = self.encoder.sides(prompt.text, letters, self.spec.read_position, name)
+            for side, encoded in zip(("matching", "other"), sides, strict=True):
                 row[f"ids_{side}"] = encoded.ids
                 row[f"read_{side}"] = encoded.read
             rows.append(row)
-        return as_one_row(pa.Table.from_pylist(rows, schema=PAIR_ROWS))
+        return pa.Table.from_pylist(rows, schema=PAIR_ROWS)
 
 
 class TokenisePrompts(Tokenise):
-    """Each prompt up to the answer: TOKEN_ROWS, as one row."""
+    """Each prompt up to the answer: TOKEN_ROWS."""
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
+    def encode(self, prompts: list[Prompt]) -> pa.Table:
         rows = []
-        for prompt in self.prompts(batch):
+        for prompt in prompts:
             encoded = self.encoder.prompt(prompt.text, f"concept {prompt.concept!r}, prompt {prompt.id!r}")
             rows.append(
                 {
@@ -80,4 +90,4 @@ class TokenisePrompts(Tokenise):
                     "suffix_start": encoded.suffix_start,
                 }
             )
-        return as_one_row(pa.Table.from_pylist(rows, schema=TOKEN_ROWS))
+        return pa.Table.from_pylist(rows, schema=TOKEN_ROWS)

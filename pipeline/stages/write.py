@@ -7,6 +7,7 @@ leaves an unlisted file behind (swept later), never a doubled row.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -15,6 +16,18 @@ import pyarrow.compute as pc
 from pipeline.schemas import FILE_ROWS, SCORE_ROWS_PARTITION, SCORES, TABLES, require_columns
 from pipeline.warehouse.manifest import PartitionKey, Warehouse
 from pipeline.warehouse.storage import Root
+
+FILES_PER_PARTITION = 32
+ROWS_PER_FILE = 2_000_000  # at most: about 140 MB in memory
+
+
+def rows_per_file(num_prompts: int, rows_of_prompt: int, prompts_of_block: int) -> int | None:
+    """How many rows are gathered before they are written, for the largest partition, of `num_prompts`; None where each
+    block is written as it comes. A partition of a few blocks is written promptly; one of thousands, into tens of files
+    (every one of them is listed, checked and opened), or into such of `ROWS_PER_FILE`."""
+    blocks = math.ceil(num_prompts / FILES_PER_PARTITION / prompts_of_block)
+    rows = min(blocks * prompts_of_block * rows_of_prompt, ROWS_PER_FILE)
+    return rows if rows > prompts_of_block * rows_of_prompt else None
 
 
 @dataclass(frozen=True)

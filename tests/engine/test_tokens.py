@@ -47,6 +47,14 @@ def test_the_read_index_is_the_token_the_protocol_names(tokenizer, read, token):
     assert answered.ids[: len(encoder.prompt(TEXT).ids)] == encoder.prompt(TEXT).ids
 
 
+@pytest.mark.parametrize("read", ["answer_letter", "answer_close"])
+def test_both_sides_of_a_pair_are_what_each_answer_is_alone(tokenizer, read):
+    encoder = PromptEncoder(tokenizer)
+    alone = [encoder.answered(TEXT, letter, read) for letter in "BA"]
+    assert encoder.sides(TEXT, "BA", read) == alone
+    assert alone[0] != alone[1]
+
+
 def test_an_answer_of_two_tokens_is_refused_and_the_bracket_can_be_prefilled(two_token_answers):
     with pytest.raises(TokenizerError, match=r"'\(A' is 2 tokens.*prefills the bracket"):
         PromptEncoder(two_token_answers)

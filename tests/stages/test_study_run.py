@@ -16,6 +16,7 @@ from pipeline.engine.tokens import PromptEncoder
 from pipeline.engine.vectors import SteeringVectors
 from pipeline.errors import ActivationError, UserError
 from pipeline.prompts import Concept, read_concept
+from pipeline.stages import write
 from pipeline.stages.model_run import user_error_in, vector_file
 from pipeline.stages.pools import running_ray
 from pipeline.stages.study_plan import plan_study
@@ -200,6 +201,20 @@ def test_only_what_is_missing_is_computed(finished, plan, tmp_path):
     summary = run_study(plan, warehouse)
     assert summary.computed == [lost]
     assert summary.num_model_prompts == 4
+    assert_same_tables(all_tables(warehouse), before, RECOMPUTED)
+
+
+def test_a_partition_of_many_blocks_is_gathered_into_few_files(finished, plan, tmp_path, monkeypatch):
+    warehouse = copy_of(finished, tmp_path)
+    before = all_tables(warehouse)
+    lost = PartitionKey(plan.study.run_id, "score", "tiny-dense", "kind")
+    blocks = [file.table for file in warehouse.entry(lost).files]
+    warehouse.retract(lost)
+    monkeypatch.setattr(write, "FILES_PER_PARTITION", 1)
+    summary = run_study(plan, warehouse)
+    assert summary.computed == [lost]
+    assert sorted(blocks) == ["control_scores"] * 2 + ["scores"] * 2
+    assert sorted(file.table for file in warehouse.entry(lost).files) == ["control_scores", "scores"]
     assert_same_tables(all_tables(warehouse), before, RECOMPUTED)
 
 

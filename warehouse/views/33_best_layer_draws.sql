@@ -5,7 +5,8 @@
 --          delta = sum(w * effect) / sum(w) at the best layer; cohens_d the same way from the weighted means
 --          and variances of both arms; control_delta = delta of the controls, averaged per prompt.
 --          Weights are a matter of hash(concept, draw, i), hashed again (once only is far from uniform); a
---          draw of no prompt at all counts every prompt once
+--          draw of no prompt at all counts every prompt once. Sums are formed over pieces of 1,000 prompts,
+--          so that the weights of all draws and prompts never stand in memory at once
 -- caveat:  draw k gives the same weights to the prompts of a concept in every model and run with as many
 --          prompts, so differences between models may be formed draw by draw. The layer is held fixed.
 --          Draws come from DuckDB's hash: the same for one version of DuckDB, perhaps not for the next
@@ -72,27 +73,67 @@ controls as (
     group by run, model, concept, positions
 ),
 
-sizes as (
+series as (
     select
+        run,
+        model,
         concept,
-        num_prompts
+        positions,
+        true as is_vector,
+        num_prompts,
+        effects,
+        pluses,
+        squares
     from effects
-    union
+    union all
     select
+        run,
+        model,
         concept,
-        num_prompts
+        positions,
+        false as is_vector,
+        num_prompts,
+        effects,
+        null as pluses,
+        null as squares
     from controls
+),
+
+pieces as (
+    select
+        series.run,
+        series.model,
+        series.concept,
+        series.positions,
+        series.is_vector,
+        series.num_prompts,
+        starts.start,
+        series.effects[starts.start + 1:starts.start + 1000] as effects,
+        series.pluses[starts.start + 1:starts.start + 1000] as pluses,
+        series.squares[starts.start + 1:starts.start + 1000] as squares
+    from series
+    cross join lateral (select unnest(range(0, series.num_prompts, 1000)) as start) as starts
+),
+
+piece_sizes as (
+    select distinct
+        concept,
+        num_prompts,
+        start
+    from pieces
 ),
 
 uniform_draws as (
     select
-        sizes.concept,
-        sizes.num_prompts,
+        piece_sizes.concept,
+        piece_sizes.num_prompts,
+        piece_sizes.start,
         draws.draw,
         list_transform(
-            range(sizes.num_prompts), lambda i: hash(hash(sizes.concept, draws.draw, i)) / 18446744073709551616.0
+            range(piece_sizes.start, least(piece_sizes.start + 1000, piece_sizes.num_prompts)),
+            lambda i: hash(hash(piece_sizes.concept, draws.draw, i)) / 18446744073709551616.0
         ) as uniforms
-    from sizes
+    from piece_sizes
     cross join range(1000) as draws (draw)
 ),
 
@@ -100,6 +141,7 @@ poisson_draws as (
     select
         concept,
         num_prompts,
+        start,
         draw,
         -- the inverse of the distribution function of Poisson(1)
         list_transform(uniforms, lambda u: case
@@ -119,43 +161,66 @@ weight_draws as (
     select
         concept,
         num_prompts,
+        start,
         draw,
         case
-            when list_sum(weights) > 0 then weights else list_transform(weights, lambda w: 1.0::double)
-        end as weights,
-        coalesce(nullif(list_sum(weights), 0), num_prompts) as total
+            when num_prompts > 1000 or list_sum(weights) > 0 then weights
+            else list_transform(weights, lambda w: 1.0::double)
+        end as weights
     from poisson_draws
+),
+
+totals as (
+    select
+        pieces.run,
+        pieces.model,
+        pieces.concept,
+        pieces.positions,
+        pieces.is_vector,
+        weight_draws.draw,
+        sum(list_sum(weight_draws.weights)) as total,
+        sum(list_inner_product(pieces.effects, weight_draws.weights)) as effect,
+        sum(list_inner_product(pieces.pluses, weight_draws.weights)) as plus,
+        sum(list_inner_product(pieces.squares, weight_draws.weights)) as square
+    from weight_draws
+    inner join pieces
+        on weight_draws.concept = pieces.concept
+        and weight_draws.num_prompts = pieces.num_prompts
+        and weight_draws.start = pieces.start
+    group by
+        pieces.run,
+        pieces.model,
+        pieces.concept,
+        pieces.positions,
+        pieces.is_vector,
+        weight_draws.draw
 ),
 
 sums as (
     select
-        effects.run,
-        effects.model,
-        effects.concept,
-        effects.positions,
-        weight_draws.draw,
-        weight_draws.total,
-        list_inner_product(effects.effects, weight_draws.weights) / weight_draws.total as delta,
-        list_inner_product(effects.pluses, weight_draws.weights) / weight_draws.total as plus,
-        list_inner_product(effects.squares, weight_draws.weights) as square
-    from weight_draws
-    inner join effects
-        on weight_draws.concept = effects.concept
-        and weight_draws.num_prompts = effects.num_prompts
+        run,
+        model,
+        concept,
+        positions,
+        draw,
+        total,
+        effect / total as delta,
+        plus / total as plus,
+        square
+    from totals
+    where is_vector
 ),
 
 control_sums as (
     select
-        controls.run,
-        controls.model,
-        controls.concept,
-        controls.positions,
-        weight_draws.draw,
-        list_inner_product(controls.effects, weight_draws.weights) / weight_draws.total as delta
-    from weight_draws
-    inner join controls
-        on weight_draws.concept = controls.concept
-        and weight_draws.num_prompts = controls.num_prompts
+        run,
+        model,
+        concept,
+        positions,
+        draw,
+        effect / total as delta
+    from totals
+    where not is_vector
 )
 select
     sums.run,
