@@ -68,6 +68,7 @@ class GrowingCluster:
             _MARK: self._mark,
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_prestart_worker_first_driver": "0",  # processes that nothing asked for
             "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
         }
         config = self.folder / "autoscaler.yaml"
@@ -104,7 +105,7 @@ class GrowingCluster:
         command = [sys.executable, *map(str, arguments)]
         return subprocess.Popen(command, cwd=ROOT, env=self.environment, start_new_session=True, **options)
 
-    def run(self, *arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: object, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         """Python with `arguments`, to its end."""
         command = [sys.executable, *map(str, arguments)]
         return subprocess.run(

@@ -258,7 +258,8 @@ def _read_prompts(plan: StudyPlan, concepts: Sequence[ConceptPlan], split: str, 
 
     size = pools.batch_size
     blocks = [block for c in concepts for block in prompt_blocks(c.train if split == "train" else c.test, size)]
-    return ray.data.from_arrow(blocks)
+    # (from_arrow would ask for a CPU for each block, only to count its rows: a demand that brings nodes)
+    return ray.data.from_blocks(blocks)
 
 
 def _results(dataset: ray.data.Dataset, run: RunContext) -> Iterator[pa.Table]:
