@@ -136,10 +136,14 @@ def _run_stage(work: ModelWork, stage: Stage, pools: Pools, run: RunContext) -> 
         seconds = {"start_up": first - begun, "work": time.perf_counter() - first}
         through = run.book.work(model.name, stage)
         counts = {"forwards": through.forwards, **seconds}
-        run.summary.times.append(StageTime(model.name, stage, through.num_prompts, **counts, weights=through.weights))
+        spent = StageTime(
+            model.name, stage, through.num_prompts, **counts, weights=through.weights, by_node=through.by_node
+        )
+        run.summary.times.append(spent)
     told_counts = {name: round(value, 3) for name, value in counts.items()}
     passed = {"weights": asdict(through.weights)} if through.weights else {}
-    run.log.write("stage_ended", model=model.name, stage=stage, prompts=through.num_prompts, **told_counts, **passed)
+    did = {"prompts": through.num_prompts, **told_counts, "nodes": dict(through.by_node), **passed}
+    run.log.write("stage_ended", model=model.name, stage=stage, **did)
 
 
 def _few_passes(plan: StudyPlan, model: ModelPlan, stage: Stage, num_prompts: int, pools: Pools) -> Pools:

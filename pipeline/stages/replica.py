@@ -70,7 +70,11 @@ class Replica:
         with self.telemetry.batch(num_prompts, num_tokens, forwards):
             yield
         if self._pen is not None:
-            self._pen.write(num_prompts, forwards, None if self._gang else self.model.traffic)
+            traffic = None if self._gang else self.model.traffic
+            self._pen.write(num_prompts, forwards, traffic, self._gang_nodes() or {_this_node()})
+
+    def _gang_nodes(self) -> set[str]:
+        return self._gang.nodes if self._gang else set()
 
     def ask(self, request: str, *args: Any) -> Any:
         """The answer to one of `rank.requests`."""
@@ -96,6 +100,12 @@ def _in_background(load: Callable[[], Model]) -> Future[Model]:
     loading = thread.submit(load)
     thread.shutdown(wait=False)
     return loading
+
+
+def _this_node() -> str:
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
 
 
 class ExtractActivations(Replica):
