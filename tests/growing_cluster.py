@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RAY = shutil.which("ray", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
 HEAD_ID = "f" * 51 + "00000"  # what the fake provider takes for the head
 HEAD_TYPE = "ray.head.default"
-IDLE_SECONDS = 6
+IDLE_SECONDS = 15  # more than two nodes that are asked for at once come apart on a busy machine
 LOOK_SECONDS = 0.5
 _COMMANDS = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
 _MARK = "STEER_GROWING_CLUSTER"  # in the environment of each of its processes

@@ -166,7 +166,9 @@ class ScorePrompts(Replica):
         batch = from_one_row(batch)
         require_columns("ScorePrompts", batch.column_names, TOKEN_ROWS.names)
         if self._answer_ids is None:
-            self._answer_ids = PromptEncoder(load_tokenizer(self.spec.checkpoint), self.score.answer_form).answer_ids
+            # the model's own, where it is here: two threads that import transformers at once fail
+            tokenizer = load_tokenizer(self.spec.checkpoint) if self._gang else self.model.tokenizer
+            self._answer_ids = PromptEncoder(tokenizer, self.score.answer_form).answer_ids
         self.ready()
         rows = batch.to_pylist()
         tables = []

@@ -104,6 +104,7 @@ def test_a_pool_of_one_to_three_replicas_brings_nodes_works_on_them_and_lets_the
     assert [SHARE] in [group for look in looks for group in look.groups]
     assert max(len(look.nodes) for look in looks) == 3
     assert {kind for look in looks for kind in look.nodes.values()} == {"small"}
+    assert all(demand["CPU"] <= 0.8 for look in looks for demand in look.single)  # nothing but replicas and side tasks
     came = {node for look in looks for node in look.nodes}
     for stage in events(file, "stage_ended"):
         assert set(stage["nodes"]) <= came
@@ -133,21 +134,23 @@ def test_a_gang_over_nodes_is_asked_for_whole_and_runs_on_the_nodes_launched_for
     assert asked
     assert all(group == [SHARE, SHARE] for group in asked), asked
     came = {node: kind for look in looks for node, kind in look.nodes.items()}
-    assert sorted(came.values()) == ["small", "small"]
+    assert set(came.values()) == {"small"}
     (stage,) = events(file, "stage_ended")
-    assert stage["nodes"] == dict.fromkeys(came, 120)
+    assert len(stage["nodes"]) == 2
+    assert set(stage["nodes"]) <= set(came)
+    assert set(stage["nodes"].values()) == {120}  # each prompt went through ranks on both
 
 
 def test_a_gang_on_one_node_brings_a_large_one_and_a_killed_driver_leaves_no_demand(empty, folder, checkpoints):
     gang = {"smaller": ["tensor_parallel = 2"], "larger": ["tensor_parallel = 2"]}
-    file = study(folder, "large-node", checkpoints, gang, gang="node", gpus="yes", replicas=4)
+    file = study(folder, "large-nodes", checkpoints, gang, gang="node", gpus="yes", replicas=2)
     begun = time.time()
     command = steer_run(file, "--address", empty.address)
     driver = empty.start(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        # four replicas, and no more than three nodes: the demand is still there when nodes are
-        asked = empty.until(lambda look: look.groups and "gpus" in look.nodes.values(), PATIENCE, begun)
-        assert asked.groups == [[{"GPU": 2.0}] * 4]
+        # (three nodes are the most: the second model's demand is never met)
+        asked = empty.until(lambda look: look.groups and len(look.nodes) == 2, PATIENCE, begun)
+        assert asked.groups == [[{"GPU": 2.0}] * 2]
     finally:
         driver.send_signal(signal.SIGKILL)
         driver.wait()
