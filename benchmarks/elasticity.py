@@ -105,9 +105,8 @@ def main() -> None:
     print(f"| seconds from submission until | {numbers} |\n|{'---|' * (asked.replicas + 1)}")
     print(f"| node there (first asked for at {result['asked']}) | {' | '.join(map(str, result['nodes']))} |")
     for stage, told in result["stages"].items():
-        print(
-            f"| {stage}, begun at {told['begun']}: first batch done by replica | {' | '.join(map(str, told['replicas']))} |"
-        )
+        each = " | ".join(map(str, told["replicas"]))
+        print(f"| {stage}, begun at {told['begun']}: first batch done by replica | {each} |")
     for stage, told in result["stages"].items():
         print(f"{stage}: prompts by node {', '.join(map(str, told['prompts']))}")
     print(f"ended after {result['ended']} s, last node gone at {result['gone']} s (idle timeout {IDLE_SECONDS} s)")

@@ -68,6 +68,7 @@ class GrowingCluster:
             _MARK: self._mark,
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S": "20",  # of a killed driver; else 180
             "RAY_prestart_worker_first_driver": "0",  # processes that nothing asked for
             "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
         }
