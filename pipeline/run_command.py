@@ -174,12 +174,14 @@ def _print_summary(summary: RunSummary, err: Console) -> None:
     table = Table(title="Where the time went (seconds)", title_justify="left")
     for column in ("model", "stage"):
         table.add_column(column)
-    for column in ("prompts", "forwards", "start-up", "work"):
+    spread = any(len(each.by_node) > 1 for each in summary.times)
+    for column in ("prompts", "forwards", "start-up", "work", *(["on nodes"] if spread else [])):
         table.add_column(column, justify="right")
     table.add_row("", "start Ray", "", "", f"{summary.start_ray:.1f}", "")
     for each in summary.times:
         counts = (str(each.num_prompts), f"{each.forwards:,.0f}")
-        table.add_row(each.model, each.stage, *counts, f"{each.start_up:.1f}", f"{each.work:.1f}")
+        where = [str(len(each.by_node))] if spread else []
+        table.add_row(each.model, each.stage, *counts, f"{each.start_up:.1f}", f"{each.work:.1f}", *where)
     err.print(table)
     for each in summary.times:
         if each.weights is not None:

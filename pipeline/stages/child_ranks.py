@@ -47,6 +47,10 @@ class ChildRanks:
     def pids(self) -> list[int]:
         return [rank.process.pid for rank in self._ranks]
 
+    @property
+    def nodes(self) -> set[str]:
+        return set()
+
     def start(self) -> None:
         from pipeline.engine.sharding import RankPlace
 

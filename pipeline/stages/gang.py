@@ -76,6 +76,10 @@ class RankHolder(Protocol):
     def pids(self) -> list[int]:
         """Process ids of the ranks alive now."""
 
+    @property
+    def nodes(self) -> set[str]:
+        """Nodes the ranks lie on; none where it is their owner's."""
+
     def start(self) -> None:
         """Start the ranks and have them load."""
 
@@ -98,6 +102,11 @@ class Gang:
     def pids(self) -> list[int]:
         """Process ids of the ranks alive now."""
         return self._ranks.pids if self._ranks else []
+
+    @property
+    def nodes(self) -> set[str]:
+        """Nodes the ranks alive now lie on; none where it is their owner's."""
+        return self._ranks.nodes if self._ranks else set()
 
     def ask(self, request: str, *args: Any) -> Any:
         """Rank 0's answer to `request` (a name of `rank.requests`).

@@ -136,10 +136,14 @@ def _run_stage(work: ModelWork, stage: Stage, pools: Pools, run: RunContext) -> 
         seconds = {"start_up": first - begun, "work": time.perf_counter() - first}
         through = run.book.work(model.name, stage)
         counts = {"forwards": through.forwards, **seconds}
-        run.summary.times.append(StageTime(model.name, stage, through.num_prompts, **counts, weights=through.weights))
+        spent = StageTime(
+            model.name, stage, through.num_prompts, **counts, weights=through.weights, by_node=through.by_node
+        )
+        run.summary.times.append(spent)
     told_counts = {name: round(value, 3) for name, value in counts.items()}
     passed = {"weights": asdict(through.weights)} if through.weights else {}
-    run.log.write("stage_ended", model=model.name, stage=stage, prompts=through.num_prompts, **told_counts, **passed)
+    did = {"prompts": through.num_prompts, **told_counts, "nodes": dict(through.by_node), **passed}
+    run.log.write("stage_ended", model=model.name, stage=stage, **did)
 
 
 def _few_passes(plan: StudyPlan, model: ModelPlan, stage: Stage, num_prompts: int, pools: Pools) -> Pools:
@@ -258,7 +262,8 @@ def _read_prompts(plan: StudyPlan, concepts: Sequence[ConceptPlan], split: Split
 
     together = _batches_per_block(plan, concepts, split, pools)
     blocks = (prompt_blocks(c.prompts(split), c.num_prompts(split), pools.batch_size, together) for c in concepts)
-    return ray.data.from_blocks(list(chain.from_iterable(blocks)))  # (from_arrow wants a whole CPU free for each)
+    # (from_arrow would ask for a CPU for each block, only to count its rows: a demand that brings nodes)
+    return ray.data.from_blocks(list(chain.from_iterable(blocks)))
 
 
 def _batches_per_block(plan: StudyPlan, concepts: Sequence[ConceptPlan], split: Split, pools: Pools) -> int:

@@ -49,6 +49,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class _Whereabouts:
     pid: int
+    node: str
     address: str
     free_port: int
 
@@ -61,10 +62,11 @@ class RankActor:
         self._rank = Rank()
 
     def whereabouts(self) -> _Whereabouts:
-        """This process, its node's address, and a port that is free there now."""
+        """This process, its node and that node's address, and a port that is free there now."""
         address = ray.util.get_node_ip_address()
         with socket.create_server((address, 0)) as listener:
-            return _Whereabouts(os.getpid(), address, listener.getsockname()[1])
+            node = ray.get_runtime_context().get_node_id()
+            return _Whereabouts(os.getpid(), node, address, listener.getsockname()[1])
 
     def load(self, spec: Any) -> Outcome:
         return self._rank.load(spec)
@@ -92,6 +94,10 @@ class NodeRanks:
     @property
     def pids(self) -> list[int]:
         return [where.pid for where in self._where]
+
+    @property
+    def nodes(self) -> set[str]:
+        return {where.node for where in self._where}
 
     def start(self) -> None:
         from pipeline.engine.sharding import RankPlace

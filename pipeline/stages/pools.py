@@ -27,6 +27,7 @@ _T = TypeVar("_T")
 
 _SIDE_CPUS = 0.1  # of one task that tokenises, reduces or writes
 _SPARE_CPUS = 0.5  # left free by model actors for those
+_GROWN_SPARE = 0.2  # the same, of its threads, where nodes are started for them: five replicas never fit four's node
 _ACCELERATOR = "accelerator_type:"  # what Ray's resource of a kind of GPU begins with
 _OBJECT_STORE_BYTES = 1 << 30  # of an embedded Ray; activations stream through it and are never all there
 _IN_FLIGHT_SHARE = 0.25  # of the object store: what blocks of one stage may take before those who make them must wait
@@ -155,7 +156,8 @@ def _pools(cluster: ClusterSection, size: ClusterSize, tensor_parallel: int, mod
     threads = _threads(cluster, size, tensor_parallel, most)
     need = tensor_parallel if use_gpu else threads
     spans = _spans_nodes(cluster, tensor_parallel, need <= size.largest(kind) or can_grow)
-    taken = need if use_gpu else max(0.25, threads - _SPARE_CPUS)
+    spare = _GROWN_SPARE * threads if can_grow else min(_SPARE_CPUS, _SPARE_CPUS * threads)
+    taken = need if use_gpu else threads - spare
     per_rank = {kind: math.floor(1e4 * taken / tensor_parallel) / 1e4} if spans else None  # Ray counts in 1/10,000
     if not can_grow and need > (size.total(kind) if spans else size.largest(kind)):
         raise StudyError(_too_large(model, tensor_parallel, threads, size, kind, spans))
@@ -178,7 +180,7 @@ def _pools(cluster: ClusterSection, size: ClusterSize, tensor_parallel: int, mod
         batch_size=cluster.batch_size,
         tokenise={"compute": ActorPoolStrategy(size=1), "num_cpus": _SIDE_CPUS, **whole_blocks},
         model={
-            "compute": ActorPoolStrategy(min_size=least, max_size=most),
+            "compute": ActorPoolStrategy(min_size=least, max_size=most, initial_size=most if can_grow else least),
             **({"num_cpus": 0} if spans else placed),  # its ranks reserve for themselves
             "batch_size": 1,  # a row is a block of prompts (prompt_blocks)
             "batch_format": "pyarrow",

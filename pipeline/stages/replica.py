@@ -71,7 +71,11 @@ class Replica:
         with self.telemetry.batch(num_prompts, num_tokens, forwards):
             yield
         if self._pen is not None:
-            self._pen.write(num_prompts, forwards, None if self._gang else self.model.traffic)
+            traffic = None if self._gang else self.model.traffic
+            self._pen.write(num_prompts, forwards, traffic, self._gang_nodes() or {_this_node()})
+
+    def _gang_nodes(self) -> set[str]:
+        return self._gang.nodes if self._gang else set()
 
     def ask(self, request: str, *args: Any) -> Any:
         """The answer to one of `rank.requests`."""
@@ -97,6 +101,12 @@ def _in_background(load: Callable[[], Model]) -> Future[Model]:
     loading = thread.submit(load)
     thread.shutdown(wait=False)
     return loading
+
+
+def _this_node() -> str:
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
 
 
 class ExtractActivations(Replica):
@@ -161,7 +171,8 @@ class ScorePrompts(Replica):
         require_columns("ScorePrompts", batch.column_names, TOKEN_ROWS.names)
         self.ready()
         if self._answer_ids is None:  # (not beside the loading: two threads that import transformers at once can fail)
-            self._answer_ids = PromptEncoder(load_tokenizer(self.spec.checkpoint), self.score.answer_form).answer_ids
+            tokenizer = load_tokenizer(self.spec.checkpoint) if self._gang else self.model.tokenizer
+            self._answer_ids = PromptEncoder(tokenizer, self.score.answer_form).answer_ids
         rows = batch.to_pylist()
         tables = []
         for concept in dict.fromkeys(row["concept"] for row in rows):

@@ -6,6 +6,7 @@ left, and what the command prints.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -32,7 +33,7 @@ class StageTime:
     """Where the time of one model's stage went, in seconds of wall time. `start_up` is from asking for the pool to
     its first result (processes, imports, weights, first batch), `work` all after that. What went through the model is
     counted by its replicas (`work_book`), whether or not it was lost later: prompts, the plain forwards they amount to,
-    and what of an offloaded model's weights passed."""
+    what of an offloaded model's weights passed, and on which nodes how many prompts."""
 
     model: str
     stage: str
@@ -41,6 +42,7 @@ class StageTime:
     start_up: float
     work: float
     weights: WeightTraffic | None = None
+    by_node: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def prompts_per_pass(self) -> float:

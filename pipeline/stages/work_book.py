@@ -12,9 +12,10 @@ run, and the next line or the driver's own copy makes up for it.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.engine.weights import WeightTraffic
@@ -28,11 +29,13 @@ _Line = tuple[str, str, str]  # model, stage, replica
 @dataclass(frozen=True)
 class Work:
     """What went through a model: prompts (or contrastive pairs), the plain forwards of one row they amount to
-    (`partition_work`), and what of an offloaded model's weights passed."""
+    (`partition_work`), what of an offloaded model's weights passed, and prompts by node of the ranks they went through
+    (a gang that spans nodes counts on each)."""
 
     num_prompts: int = 0
     forwards: float = 0.0
     weights: WeightTraffic | None = None
+    by_node: Mapping[str, int] = field(default_factory=dict)
 
 
 def together(works: Iterable[Work]) -> Work:
@@ -43,7 +46,8 @@ def together(works: Iterable[Work]) -> Work:
     if traffic:
         num_bytes, num_passes = sum(t.bytes_read for t in traffic), sum(t.num_passes for t in traffic)
         weights = replace(traffic[0], bytes_read=num_bytes, num_passes=num_passes)
-    return Work(sum(w.num_prompts for w in each), sum(w.forwards for w in each), weights)
+    nodes = sum((Counter(work.by_node) for work in each), Counter())
+    return Work(sum(w.num_prompts for w in each), sum(w.forwards for w in each), weights, dict(sorted(nodes.items())))
 
 
 class WorkBook:
@@ -86,12 +90,15 @@ class Pen:
         self._done = Work()
         self._wait = _WRITE_SECONDS
 
-    def write(self, num_prompts: int, forwards: float, weights: WeightTraffic | None = None) -> None:
-        """Add a batch that is done; `weights` is what passed since the replica was made."""
+    def write(
+        self, num_prompts: int, forwards: float, weights: WeightTraffic | None = None, nodes: Collection[str] = ()
+    ) -> None:
+        """Add a batch that is done, on `nodes`; `weights` is what passed since the replica was made."""
         import ray
 
         self._replica = self._replica or uuid.uuid4().hex  # in the replica's process, not in the driver's
-        self._done = Work(self._done.num_prompts + num_prompts, self._done.forwards + forwards, weights)
+        batch = Work(num_prompts, forwards, by_node=dict.fromkeys(nodes, num_prompts))
+        self._done = replace(together([self._done, batch]), weights=weights)
         line = self._actor.write.remote((*self._stage, self._replica), self._done)
         if self._wait:  # so that it is there before the batch's results are
             written, _ = ray.wait([line], timeout=self._wait)

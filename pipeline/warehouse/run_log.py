@@ -10,8 +10,8 @@ Every event has `time` (UTC), `invocation` (the same for all events of one start
                    concept, prompts, forwards)
     stage_started  model, stage, concepts
     published      model, stage, concept, forwards (that went through the model in this stage so far)
-    stage_ended    model, stage, prompts, forwards (counted by the replicas), start_up, work (seconds), of an offloaded
-                   model weights (`WeightTraffic`)
+    stage_ended    model, stage, prompts, forwards (counted by the replicas), start_up, work (seconds), nodes (id to
+                   prompts that went through ranks on it), of an offloaded model weights (`WeightTraffic`)
     failed         model, stage, concepts (those not published), error, reason
     ended          outcome (complete, incomplete, interrupted, crashed), computed, seconds, reason
 """

@@ -107,4 +107,12 @@ def test_a_cluster_that_grows_by_cpus_must_say_how_many_a_replica_takes():
         pools(NO_WORKERS, 1, grows="yes")
     grown = pools(NO_WORKERS, 1, grows="yes", cpus_per_replica=2)
     assert (grown.can_grow, grown.num_threads) == (True, 2)
+    assert grown.reserves == ({"CPU": 1.6},)
     assert not pools(TWO_CPU_NODES, 1, gpus="no").can_grow
+
+
+def test_a_pool_on_a_cluster_that_grows_asks_for_all_its_replicas_at_once():
+    grown = pools(NO_WORKERS, 1, grows="yes", gpus="no", cpus_per_replica=1, replicas=(1, 3)).model["compute"]
+    assert (grown.min_size, grown.initial_size, grown.max_size) == (1, 3, 3)
+    fixed = pools(TWO_CPU_NODES, 1, replicas=(1, 3)).model["compute"]
+    assert (fixed.min_size, fixed.initial_size, fixed.max_size) == (1, 1, 3)

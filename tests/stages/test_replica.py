@@ -81,3 +81,22 @@ def test_a_model_that_cannot_be_loaded_fails_at_its_first_batch_and_not_before(d
     actor = replica(broken)
     with pytest.raises(CheckpointError):
         actor(block)
+
+
+def test_a_replica_of_one_rank_imports_the_tokenizer_in_no_second_thread(dense_checkpoint, tmp_path, monkeypatch):
+    def not_here(checkpoint):
+        raise AssertionError("the loading thread imports transformers too: the import may fail")
+
+    monkeypatch.setattr(replica_module, "load_tokenizer", not_here)
+    model = load_model(dense_checkpoint)
+    ones = np.ones(model.num_layers)
+    origin = VectorOrigin("tiny", "kind", "resid_post", "answer_letter", "caa")
+    vectors = SteeringVectors(origin, np.ones((model.num_layers, model.hidden_size), np.float32), ones, ones, ones, 3)
+    file = tmp_path / "kind.safetensors"
+    vectors.save(file)
+    grid = SweepGrid((1,), (-1.0, 0.0, 1.0), "resid_post", "all")
+    score = ScoreSpec(grid, {"kind": file}, "(A", "raw", controls=0, seed=0)
+    (block,) = prompt_blocks(PROMPTS, 8)
+    tokens = TokenisePrompts(TokeniseSpec(dense_checkpoint, "(A", "answer_letter", 256))(block)
+    rows = ScorePrompts(ReplicaSpec("tiny", dense_checkpoint, "float32", "cpu"), score)(tokens)
+    assert len(rows) == len(PROMPTS) * 3

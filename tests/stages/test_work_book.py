@@ -136,3 +136,5 @@ def test_replicas_are_added_up():
     both = replace(one, bytes_read=3000, num_passes=3)
     assert together([Work(2, 3.0, one), Work(1, 1.5, other), Work(1, 1.0)]) == Work(4, 5.5, both)
     assert together([]) == Work()
+    spread = [Work(2, 2.0, by_node={"a": 2}), Work(3, 3.0, by_node={"b": 3, "a": 3})]
+    assert together(spread) == Work(5, 5.0, by_node={"a": 5, "b": 3})
