@@ -258,7 +258,7 @@ def _read_prompts(plan: StudyPlan, concepts: Sequence[ConceptPlan], split: str, 
 
     size = pools.batch_size
     blocks = [block for c in concepts for block in prompt_blocks(c.train if split == "train" else c.test, size)]
-    return ray.data.from_blocks(blocks)  # (from_arrow starts a task of a whole CPU for each, which no node may have free)
+    return ray.data.from_blocks(blocks)  # (from_arrow wants a whole CPU free for each block)
 
 
 def _results(dataset: ray.data.Dataset, run: RunContext) -> Iterator[pa.Table]:
