@@ -155,9 +155,9 @@ class ScorePrompts(Replica):
     def __call__(self, batch: pa.Table) -> pa.Table:
         batch = from_one_row(batch)
         require_columns("ScorePrompts", batch.column_names, TOKEN_ROWS.names)
-        if self._answer_ids is None:
-            self._answer_ids = PromptEncoder(load_tokenizer(self.spec.checkpoint), self.score.answer_form).answer_ids
         self.ready()
+        if self._answer_ids is None:  # (not beside the loading: two threads that import transformers at once can fail)
+            self._answer_ids = PromptEncoder(load_tokenizer(self.spec.checkpoint), self.score.answer_form).answer_ids
         rows = batch.to_pylist()
         tables = []
         for concept in dict.fromkeys(row["concept"] for row in rows):
