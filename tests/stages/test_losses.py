@@ -142,23 +142,24 @@ def with_vectors(undisturbed: Warehouse, plan, folder: Path) -> Warehouse:
 
 
 class Strike:
-    """Takes something away once, when the stage has its first results; measures how long nothing came then."""
+    """Takes something away once, when the stage has its first results; measures the longest wait for results then."""
 
     def __init__(self, stage: str, act) -> None:
         self._stage, self._act = stage, act
+        self._last = 0.0
         self.done_when_hit = 0
         self.seconds = 0.0
-        self._hit = 0.0
 
     def __call__(self, progress) -> None:
         if progress.stage != self._stage or not progress.done:
             return
-        if not self._hit:
+        if self.done_when_hit:
+            self.seconds = max(self.seconds, time.monotonic() - self._last)
+        else:
             assert progress.done < progress.total
             self._act()
-            self._hit, self.done_when_hit = time.monotonic(), progress.done
-        elif not self.seconds and progress.done > self.done_when_hit:
-            self.seconds = time.monotonic() - self._hit
+            self.done_when_hit = progress.done
+        self._last = time.monotonic()
 
 
 # --- losses that a running study outlives -------------------------------------------------------------------
