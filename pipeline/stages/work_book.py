@@ -72,6 +72,14 @@ class WorkBook:
             self._known.update(ray.get(self._actor.read.remote(), timeout=_READ_SECONDS))
         return self._told(model, stage)
 
+    def close(self) -> None:
+        """End the book's actor; what is known stays."""
+        import ray
+
+        if ray.is_initialized():
+            with suppress(Exception):
+                ray.kill(self._actor)
+
     def _told(self, model: str, stage: str) -> Work:
         return together(work for line, work in list(self._known.items()) if line[:2] == (model, stage))
 
