@@ -19,7 +19,7 @@ from typing import Any
 
 from pipeline.engine.weights import WeightTraffic
 
-_WRITE_SECONDS = 5.0  # a replica waits so long for its line to be there, once
+_WRITE_SECONDS = 5.0  # a replica waits so long for its line to be there, and for no other until it is
 _READ_SECONDS = 10.0
 
 _Line = tuple[str, str, str]  # model, stage, replica
@@ -92,7 +92,7 @@ class Pen:
         self._stage = (model, stage)
         self._replica: str | None = None
         self._done = Work()
-        self._wait = _WRITE_SECONDS
+        self._late: Any = None  # a line that was not there in time
 
     def write(self, num_prompts: int, forwards: float, weights: WeightTraffic | None = None) -> None:
         """Add a batch that is done; `weights` is what passed since the replica was made."""
@@ -101,9 +101,9 @@ class Pen:
         self._replica = self._replica or uuid.uuid4().hex  # in the replica's process, not in the driver's
         self._done = Work(self._done.num_prompts + num_prompts, self._done.forwards + forwards, weights)
         line = self._actor.write.remote((*self._stage, self._replica), self._done)
-        if self._wait:  # so that it is there before the batch's results are
-            written, _ = ray.wait([line], timeout=self._wait)
-            self._wait = self._wait if written else 0.0
+        if self._late is None or ray.wait([self._late], timeout=0)[0]:
+            written, _ = ray.wait([line], timeout=_WRITE_SECONDS)  # so that it is there before the batch's results are
+            self._late = None if written else line
 
 
 class _Book:
