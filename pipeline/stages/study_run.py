@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -62,10 +62,10 @@ def run_study(
             if todo.models:
                 before_ray = time.perf_counter()
                 lost = partial(_tell_head_lost, log, summary, started, on_head_lost)
-                with running_ray(address), watching_head(lost):
+                with running_ray(address), watching_head(lost), closing(WorkBook()) as book:
                     summary.start_ray = time.perf_counter() - before_ray
                     size = cluster_size()
-                    context = RunContext(warehouse, summary, log, report, threading.Event(), WorkBook())
+                    context = RunContext(warehouse, summary, log, report, threading.Event(), book)
                     place = partial(place_model, plan.study.file.cluster, size)
                     run_models(todo.models, place, cluster_size, context)
             summary.seconds = time.perf_counter() - started

@@ -20,7 +20,7 @@ from typing import Any
 
 from pipeline.engine.weights import WeightTraffic
 
-_WRITE_SECONDS = 5.0  # a replica waits so long for its line to be there, once
+_WRITE_SECONDS = 5.0  # a replica waits so long for its line to be there, and for no other until it is
 _READ_SECONDS = 10.0
 
 _Line = tuple[str, str, str]  # model, stage, replica
@@ -76,6 +76,14 @@ class WorkBook:
             self._known.update(ray.get(self._actor.read.remote(), timeout=_READ_SECONDS))
         return self._told(model, stage)
 
+    def close(self) -> None:
+        """End the book's actor; what is known stays."""
+        import ray
+
+        if ray.is_initialized():
+            with suppress(Exception):
+                ray.kill(self._actor)
+
     def _told(self, model: str, stage: str) -> Work:
         return together(work for line, work in list(self._known.items()) if line[:2] == (model, stage))
 
@@ -88,7 +96,7 @@ class Pen:
         self._stage = (model, stage)
         self._replica: str | None = None
         self._done = Work()
-        self._wait = _WRITE_SECONDS
+        self._late: Any = None  # a line that was not there in time
 
     def write(
         self, num_prompts: int, forwards: float, weights: WeightTraffic | None = None, nodes: Collection[str] = ()
@@ -100,9 +108,9 @@ class Pen:
         batch = Work(num_prompts, forwards, by_node=dict.fromkeys(nodes, num_prompts))
         self._done = replace(together([self._done, batch]), weights=weights)
         line = self._actor.write.remote((*self._stage, self._replica), self._done)
-        if self._wait:  # so that it is there before the batch's results are
-            written, _ = ray.wait([line], timeout=self._wait)
-            self._wait = self._wait if written else 0.0
+        if self._late is None or ray.wait([self._late], timeout=0)[0]:
+            written, _ = ray.wait([line], timeout=_WRITE_SECONDS)  # so that it is there before the batch's results are
+            self._late = None if written else line
 
 
 class _Book:
