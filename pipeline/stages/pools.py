@@ -30,7 +30,7 @@ _SPARE_CPUS = 0.5  # left free by model actors for those
 _GROWN_SPARE = 0.2  # the same, of its threads, where nodes are started for them: five replicas never fit four's node
 _ACCELERATOR = "accelerator_type:"  # what Ray's resource of a kind of GPU begins with
 _OBJECT_STORE_BYTES = 1 << 30  # of an embedded Ray; activations stream through it and are never all there
-_IN_FLIGHT_SHARE = 0.25  # of the object store: what blocks of one stage may take before those who make them must wait
+_IN_FLIGHT_SHARE = 0.5  # of the object store: what blocks of one stage may take before those who make them must wait
 
 
 WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
