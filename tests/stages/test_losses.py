@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -135,7 +136,8 @@ def assert_whole_and_right(warehouse: Warehouse, undisturbed: Warehouse, concept
 
 def with_vectors(undisturbed: Warehouse, plan, folder: Path) -> Warehouse:
     """A copy of the undisturbed warehouse that has vectors and no scores yet."""
-    copy = Warehouse.open(shutil.copytree(undisturbed.root, folder / "w", ignore=shutil.ignore_patterns("logs")))
+    root = shutil.copytree(undisturbed.root, folder / "w", ignore=shutil.ignore_patterns("logs"))
+    copy = Warehouse.open(root, grace=timedelta(0))  # files that are taken out go at once: all others are of the run
     for key in work_keys(plan, "score"):
         assert copy.retract(key)
     return copy
