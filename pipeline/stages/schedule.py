@@ -6,7 +6,8 @@ to their end, each in a thread of the driver, which does little but wait for Ray
 A model is started when its replicas fit beside those already running; smaller ones fill what a larger one leaves. On a
 cluster that can grow, the largest model without room asks for it with a placement group of what its replicas will
 reserve: the autoscaler sees the demand of the whole gang at once, and it ends with this job, however that ends. As soon
-as the group is there it is given back, and the model's own actors take the room.
+as the group is there it is given back, and the model's own actors take the room. Until they have, the next model's
+group may come to lie there: by our own account the two do not fit, so it is withdrawn and asked for again later.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pipeline.stages.pools import ClusterSize, Pools
 from pipeline.study import ModelSection
 
 _LOOK_SECONDS = 1.0  # how often room is looked for while models run
+_ASK_AGAIN_SECONDS = 10.0  # after a demand was met by room that belongs to another model
 _STOP_SECONDS = 1.0  # given to models to end when the run is told to; `ray job stop` kills after 3
 
 Resources = Mapping[str, float]
@@ -57,8 +59,8 @@ def startable(waiting: Sequence[Placed], running: Sequence[Placed], nodes: Seque
     first one starts whatever fits: nodes that are missing may come back."""
     chosen: list[Placed] = []
     for model in waiting:
-        held = [bundle for each in (*running, *chosen, model) for bundle in each.pools.uses]
-        if fits(nodes, held) or not (running or chosen or model.pools.can_grow):
+        fit = _fits_beside((*running, *chosen), model, nodes)
+        if fit or not (running or chosen or model.pools.can_grow):
             chosen.append(model)
     return chosen
 
@@ -83,6 +85,7 @@ def run_models(
             fail_model(work, error, run)
     crew = _Crew(run)
     demand: _Demand | None = None
+    ask_again = 0.0
     try:
         while waiting or crew.running:
             for model in startable(waiting, crew.running, now().nodes):
@@ -91,10 +94,19 @@ def run_models(
             if demand is not None and demand.model not in waiting:
                 demand.withdraw()
                 demand = None
-            if demand is None and (short := next((m for m in waiting if m.pools.can_grow), None)):
-                demand = _Demand(short)
-            if demand is not None and (demand.is_met() or (not crew.running and demand.is_over())):
-                model, met = demand.model, demand.is_met()
+            if demand is not None and crew.running:
+                demand.wait_anew()
+            met = demand is not None and demand.is_met()
+            if (
+                demand is not None
+                and met
+                and crew.running
+                and not _fits_beside(crew.running, demand.model, now().nodes)
+            ):
+                demand.withdraw()  # its group lies where a model that has just started is about to be
+                demand, ask_again = None, time.monotonic() + _ASK_AGAIN_SECONDS
+            elif demand is not None and (met or (not crew.running and demand.is_over())):
+                model = demand.model
                 waiting.remove(model)
                 demand.withdraw()
                 demand = None
@@ -102,11 +114,18 @@ def run_models(
                     crew.start(model)
                 else:
                     fail_model(model.work, _no_room(model, now()), run)
+            may_ask = demand is None and time.monotonic() >= ask_again
+            if may_ask and (short := next((m for m in waiting if m.pools.can_grow), None)):
+                demand = _Demand(short)
             crew.wait(_LOOK_SECONDS if waiting else None)
     finally:
         if demand is not None:
             demand.withdraw()
         crew.stop()
+
+
+def _fits_beside(running: Sequence[Placed], model: Placed, nodes: Sequence[Resources]) -> bool:
+    return fits(nodes, [bundle for each in (*running, model) for bundle in each.pools.uses])
 
 
 class _Crew:
@@ -171,13 +190,17 @@ class _Demand:
 
         self.model = model
         holder = model.work.holder
-        self._over = time.monotonic() + model.work.plan.study.file.cluster.reserve_timeout
+        self.wait_anew()
         self._group = demand_group(holder, model.pools.reserves)
         self._telling = ExitStack()
         self._telling.enter_context(telling_waits(holder))
 
     def is_met(self) -> bool:
         return bool(self._group.wait(0))
+
+    def wait_anew(self) -> None:
+        """Count the wait from now on: while others run, the room may be theirs."""
+        self._over = time.monotonic() + self.model.work.plan.study.file.cluster.reserve_timeout
 
     def is_over(self) -> bool:
         """Whether it waited for as long as a study may wait for its cluster."""

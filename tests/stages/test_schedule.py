@@ -152,11 +152,14 @@ class FakeDemand:
 
     def __init__(self, placed):
         self.model = placed
-        self._over = time.monotonic() + 0.2
+        self.wait_anew()
         FakeDemand.asked.append(placed.work.model.name)
 
     def is_met(self):
         return self.grown.is_set()
+
+    def wait_anew(self):
+        self._over = time.monotonic() + 0.2
 
     def is_over(self):
         return time.monotonic() >= self._over
@@ -175,10 +178,36 @@ def demand(monkeypatch):
 
 def test_a_model_without_room_asks_a_cluster_that_can_grow_and_starts_when_it_has_grown(monkeypatch, demand):
     record = Record(monkeypatch)
-    demand.grown.set()
-    run_all([model("a", {"GPU": 8.0}, params=2, can_grow=True), model("b", {"GPU": 1.0}, can_grow=True)], [NODE])
+    nodes = [NODE]
+
+    def grow(_):
+        nodes[1:] = [{"GPU": 8.0}]
+        return True
+
+    monkeypatch.setattr(demand, "is_met", grow)
+    run_all([model("a", {"GPU": 8.0}, params=2, can_grow=True), model("b", {"GPU": 1.0}, can_grow=True)], nodes)
     assert demand.asked == ["a"]  # b had room
     assert sorted(record.order) == ["a", "b"]
+
+
+def test_a_model_waits_for_its_cluster_only_while_no_other_runs(monkeypatch, demand):
+    record = Record(monkeypatch, hold=0.5)  # longer than a demand may wait
+    grown = demand.grown
+    monkeypatch.setattr(schedule, "fail_model", lambda work, error, run: pytest.fail(str(error)))
+    models = [model("first", {"GPU": 2.0}, params=2, can_grow=True), model("next", {"GPU": 4.0}, can_grow=True)]
+    threading.Timer(0.6, grown.set).start()
+    run_all(models, [NODE])
+    assert record.order == ["first", "next"]
+
+
+def test_a_demand_met_by_room_that_a_started_model_has_yet_to_take_starts_nothing_beside_it(monkeypatch, demand):
+    record = Record(monkeypatch)
+    monkeypatch.setattr(schedule, "_ASK_AGAIN_SECONDS", 0.02)
+    demand.grown.set()
+    run_all([model(str(params), {"GPU": 2.0}, params=params, can_grow=True) for params in (1, 2)], [NODE])
+    assert record.order == ["2", "1"]
+    assert demand.asked.count("1") > 1
+    assert max(map(len, record.together)) == 1
 
 
 def test_a_cluster_that_does_not_grow_fails_its_model_in_the_end_and_the_others_run(monkeypatch, demand):
