@@ -83,44 +83,22 @@ def run_models(
             waiting.append(Placed(work, place(work.model.section)))
         except UserError as error:
             fail_model(work, error, run)
-    crew = _Crew(run)
-    demand: _Demand | None = None
-    ask_again = 0.0
+    crew, growth = _Crew(run), _Growth()
     try:
         while waiting or crew.running:
             for model in startable(waiting, crew.running, now().nodes):
                 waiting.remove(model)
                 crew.start(model)
-            if demand is not None and demand.model not in waiting:
-                demand.withdraw()
-                demand = None
-            if demand is not None and crew.running:
-                demand.wait_anew()
-            met = demand is not None and demand.is_met()
-            if (
-                demand is not None
-                and met
-                and crew.running
-                and not _fits_beside(crew.running, demand.model, now().nodes)
-            ):
-                demand.withdraw()  # its group lies where a model that has just started is about to be
-                demand, ask_again = None, time.monotonic() + _ASK_AGAIN_SECONDS
-            elif demand is not None and (met or (not crew.running and demand.is_over())):
-                model = demand.model
-                waiting.remove(model)
-                demand.withdraw()
-                demand = None
-                if met:
-                    crew.start(model)
-                else:
-                    fail_model(model.work, _no_room(model, now()), run)
-            may_ask = demand is None and time.monotonic() >= ask_again
-            if may_ask and (short := next((m for m in waiting if m.pools.can_grow), None)):
-                demand = _Demand(short)
+            if housed := growth.room_for(waiting, crew.running, now().nodes):
+                waiting.remove(housed)
+                crew.start(housed)
+            elif not crew.running and (refused := growth.given_up()):
+                waiting.remove(refused)
+                fail_model(refused.work, _no_room(refused, now()), run)
+            growth.ask(waiting)
             crew.wait(_LOOK_SECONDS if waiting else None)
     finally:
-        if demand is not None:
-            demand.withdraw()
+        growth.withdraw()
         crew.stop()
 
 
@@ -180,6 +158,55 @@ class _Crew:
             self._ended.put((model.work.model.name, error))
         else:
             self._ended.put((model.work.model.name, None))
+
+
+class _Growth:
+    """Room asked of a cluster that can grow, for one waiting model at a time."""
+
+    def __init__(self) -> None:
+        self._demand: _Demand | None = None
+        self._not_before = 0.0
+
+    def ask(self, waiting: Sequence[Placed]) -> None:
+        """Ask for the first of `waiting` that the cluster can grow for, unless something is asked for already."""
+        if self._demand is None and time.monotonic() >= self._not_before:
+            model = next((m for m in waiting if m.pools.can_grow), None)
+            self._demand = _Demand(model) if model else None
+
+    def room_for(
+        self, waiting: Sequence[Placed], running: Sequence[Placed], nodes: Sequence[Resources]
+    ) -> Placed | None:
+        """The model whose room has come, to be started now."""
+        demand = self._demand
+        if demand is None:
+            return None
+        if demand.model not in waiting:
+            self.withdraw()
+            return None
+        if running:
+            demand.wait_anew()
+        if not demand.is_met():
+            return None
+        self.withdraw()
+        if running and not _fits_beside(running, demand.model, nodes):
+            # its group lies where a model that has just started is about to be
+            self._not_before = time.monotonic() + _ASK_AGAIN_SECONDS
+            return None
+        return demand.model
+
+    def given_up(self) -> Placed | None:
+        """The model whose room did not come in time."""
+        demand = self._demand
+        if demand is None or not demand.is_over():
+            return None
+        self.withdraw()
+        return demand.model
+
+    def withdraw(self) -> None:
+        """Ask for nothing."""
+        if self._demand is not None:
+            self._demand.withdraw()
+        self._demand = None
 
 
 class _Demand:
