@@ -103,12 +103,15 @@ def main() -> None:
         result = measured(Path(folder), asked.prompts, asked.replicas)
     numbers = " | ".join(str(k + 1) for k in range(asked.replicas))
     print(f"| seconds from submission until | {numbers} |\n|{'---|' * (asked.replicas + 1)}")
-    print(f"| node there (first asked for at {result['asked']}) | {' | '.join(map(str, result['nodes']))} |")
+    first, later = result["nodes"][: asked.replicas], result["nodes"][asked.replicas :]
+    print(f"| node there (first asked for at {result['asked']}) | {' | '.join(map(str, first))} |")
     for stage, told in result["stages"].items():
         each = " | ".join(map(str, told["replicas"]))
         print(f"| {stage}, begun at {told['begun']}: first batch done by replica | {each} |")
     for stage, told in result["stages"].items():
         print(f"{stage}: prompts by node {', '.join(map(str, told['prompts']))}")
+    if later:
+        print(f"nodes that came for others gone idle between the stages, at {', '.join(map(str, later))}")
     print(f"ended after {result['ended']} s, last node gone at {result['gone']} s (idle timeout {IDLE_SECONDS} s)")
     hardware = f"{os.cpu_count()} cores ({platform.machine()}), load {load:.0f} before the run"
     print(f"hardware: {hardware}")
