@@ -50,6 +50,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Written:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layout, "_NAME", re.compile("[^/]+"))
+        patch.setattr(layout, "_PATH", re.compile(".+"))
         warehouse = publish(folder / "warehouse", plan)
         publish(warehouse, Plan(run="second", models=("one",), concepts=("honest",), num_controls=0, width=0))
         return write(folder, warehouse)
