@@ -169,7 +169,8 @@ class LocalStorage(Storage):
         return self.root.exists()
 
     def is_empty(self) -> bool:
-        return not self.root.exists() or all(child.name.startswith(OURS) for child in self.root.iterdir())
+        with writing(self.root):  # (a file in its place is told as one that cannot be written)
+            return not self.root.exists() or all(child.name.startswith(OURS) for child in self.root.iterdir())
 
     def create(self) -> None:
         with writing(self.root):
