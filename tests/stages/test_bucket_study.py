@@ -26,6 +26,8 @@ from pipeline.warehouse.tables import TABLES
 from tests.checkpoints import write_concept
 from tests.object_store import ObjectStore
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = (
     '[study]\nname = "small"\nconcepts = ["kind", "bold"]\n[[models]]\nname = "m"\npath = "{model}"\n'
@@ -92,7 +94,6 @@ def test_a_finished_study_is_resumed_without_model_work(
     assert {row.state for row in status(warehouse)} == {"done"}
 
 
-@pytest.mark.slow
 def test_only_what_is_missing_is_computed_and_lost_attempts_are_swept(
     in_bucket: tuple[Warehouse, RunSummary], plan: StudyPlan
 ) -> None:
@@ -129,7 +130,6 @@ def test_a_run_that_another_process_writes_is_left_alone(
         run_study(plan, Warehouse.open(warehouse.root))
 
 
-@pytest.mark.slow
 def test_a_run_that_lost_its_lock_ends_and_says_so(
     ray_cluster: None, plan: StudyPlan, bucket_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,7 +158,6 @@ def test_a_run_that_lost_its_lock_ends_and_says_so(
     assert (last["outcome"], "took this run over" in last["reason"]) == ("crashed", True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("place", ["folder", "bucket"])
 def test_of_two_commands_at_once_one_wins_and_the_other_says_so(
     place: str, study_file: Path, tmp_path: Path, request: pytest.FixtureRequest

@@ -57,6 +57,7 @@ def planned(plan, stage: str, concept: str) -> float:
     return partition_work(plan, plan.models[0], next(c for c in plan.concepts if c.name == concept), stage).forwards
 
 
+@pytest.mark.slow
 def test_an_undisturbed_run_counts_what_was_planned_and_a_resume_what_was_missing(ray_cluster, plan, tmp_path):
     warehouse = Warehouse.create(tmp_path / "w")
     summary = run_study(plan, warehouse)
