@@ -115,7 +115,7 @@ def told(error: BaseException) -> dict[str, str]:
 def _run_stage(work: ModelWork, stage: Stage, pools: Pools, run: RunContext) -> None:
     plan, model, concepts = work.plan, work.model, work.stages[stage]
     compute: Callable[..., Iterator[tuple[PartitionKey | None, int]]] = _extract if stage == "extract" else _score
-    total = sum(c.num_train if stage == "extract" else c.num_test for c in concepts)
+    total = sum(c.num_prompts("train" if stage == "extract" else "test") for c in concepts)
     run.report(Progress(model.name, stage, 0, total))
     run.log.write("stage_started", model=model.name, stage=stage, concepts=[c.name for c in concepts])
     begun = first = time.perf_counter()

@@ -156,7 +156,7 @@ def _pools(cluster: ClusterSection, size: ClusterSize, tensor_parallel: int, mod
     threads = _threads(cluster, size, tensor_parallel, most)
     need = tensor_parallel if use_gpu else threads
     spans = _spans_nodes(cluster, tensor_parallel, need <= size.largest(kind) or can_grow)
-    spare = _GROWN_SPARE * threads if can_grow else min(_SPARE_CPUS, _SPARE_CPUS * threads)
+    spare = _GROWN_SPARE * threads if can_grow else _SPARE_CPUS
     taken = need if use_gpu else threads - spare
     per_rank = {kind: math.floor(1e4 * taken / tensor_parallel) / 1e4} if spans else None  # Ray counts in 1/10,000
     if not can_grow and need > (size.total(kind) if spans else size.largest(kind)):
